@@ -1,0 +1,61 @@
+# Thin over plain commands, for people who like make; every line below also works typed by hand.
+#   make demo                        a study on real data that comes with scikit-learn
+#   make test                        what CI runs: lint and tests
+#   make demo TORCH_INDEX=<address>  torch from another index, such as the one pytorch.org names for its CPU build
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+
+.PHONY: help demo install test lint pytest format docs clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# -- installing: skipped while the stamp is newer than what decides it ------------------------------------------------------------------
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(if $(TORCH_INDEX),$(BIN)/pip install -q -c constraints.txt torch --index-url $(TORCH_INDEX))
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
+install: $(VENV)/.core
+
+# -- using ------------------------------------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.core
+	$(BIN)/counterpoise study digits8 --learners linear,trees --out runs/demo --resume
+
+# -- checking ---------------------------------------------------------------------------------------------------------------------------
+
+test: lint pytest
+
+pytest: $(VENV)/.test
+	$(BIN)/pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/make_api.py
+
+clean:
+	rm -rf docs/api dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

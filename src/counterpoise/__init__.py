@@ -1,0 +1,30 @@
+"""counterpoise: measure what outweighs the rest in a training signal, and find out which cure helps.
+
+>>> import counterpoise
+>>> counterpoise.Groups.from_labels(["cat", "dog", "cat"]).counts().tolist()
+[2, 1]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .groups import Groups
+    from .studies import Study, study
+
+__version__ = "0.1.0"
+__all__ = ["Groups", "Study", "__version__", "study"]
+
+_HOMES = {"Groups": "groups", "Study": "studies", "study": "studies"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

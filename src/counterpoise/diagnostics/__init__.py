@@ -1,0 +1,31 @@
+"""What is going on: measurements that say whose training step it is and why. Nothing here changes a model or its data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from counterpoise._lazy import attach
+
+if TYPE_CHECKING:
+    from ._head import LinearHeadReport as LinearHeadReport
+    from ._head import examine_linear as examine_linear
+    from ._head import head_shares as head_shares
+    from ._imbalance import ImbalanceReport as ImbalanceReport
+    from ._imbalance import class_imbalance as class_imbalance
+    from ._shares import GroupShares as GroupShares
+    from ._table import StudyDiagnosis as StudyDiagnosis
+    from ._table import diagnose as diagnose
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "GroupShares": "_shares",
+        "ImbalanceReport": "_imbalance",
+        "LinearHeadReport": "_head",
+        "StudyDiagnosis": "_table",
+        "class_imbalance": "_imbalance",
+        "diagnose": "_table",
+        "examine_linear": "_head",
+        "head_shares": "_head",
+    },
+)

@@ -1,0 +1,14 @@
+"""The way in: estimators and callbacks that put the rooms' parts into frameworks people already use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from counterpoise._lazy import attach
+
+if TYPE_CHECKING:
+    from ._mlp import MLPClassifier, MLPRegressor
+
+    __all__ = ["MLPClassifier", "MLPRegressor"]
+
+__getattr__, __dir__, __all__ = attach(__name__, {"MLPClassifier": "_mlp", "MLPRegressor": "_mlp"})  # noqa: F811

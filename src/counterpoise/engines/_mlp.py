@@ -1,0 +1,255 @@
+"""Multi-layer perceptrons trained for a number of *steps*, as scikit-learn estimators on skorch.
+
+Comparing remedies by epochs favors those that lengthen the epoch (over-sampling); here every fit takes exactly ``max_steps`` optimizer
+steps of ``batch_size`` rows, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from skorch import NeuralNet
+
+__all__ = ["MLPClassifier", "MLPRegressor", "default_steps"]
+
+
+def default_steps(n_rows: int, batch_size: int = 256) -> int:
+    """Steps of a fit on ``n_rows`` rows: 20 passes, at least 500 steps."""
+    return max(500, -(-20 * n_rows // batch_size))
+
+
+class _StepBatches:
+    """An iterator for skorch: ``max_steps`` batches, reshuffled whenever the rows are used up. Whole batches are indexed at once."""
+
+    def __init__(self, dataset: Any, batch_size: int, max_steps: int, seed: int) -> None:
+        self._X, self._w, self._y = dataset.X["X"], dataset.X["weight"], dataset.y
+        self._batch_size = min(batch_size, len(self._y))
+        self._max_steps = max_steps
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        n, size = len(self._y), self._batch_size
+        order, start = torch.empty(0, dtype=torch.int64), 0
+        for _ in range(self._max_steps):
+            if start + size > len(order):
+                # The rest of one pass and the start of the next make one batch, so that every row is drawn equally often.
+                order = torch.cat([order[start:], torch.randperm(n, generator=self._generator)])
+                start = 0
+            rows = order[start : start + size]
+            start += size
+            yield {"X": self._X[rows], "weight": self._w[rows]}, self._y[rows]
+
+
+def _build_module(n_features: int, hidden: tuple[int, ...], n_outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = n_features
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, n_outputs))
+
+
+class _BaseMLP(BaseEstimator):
+    """What classifier and regressor share: the training by steps."""
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (64, 64),
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-6,
+        batch_size: int = 256,
+        max_steps: int | None = None,
+        loss: nn.Module | None = None,
+        device: str = "cpu",
+        random_state: int | None = None,
+    ) -> None:
+        self.hidden = hidden
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.loss = loss
+        self.device = device
+        self.random_state = random_state
+
+    def _train(self, X: npt.NDArray[np.float32], target: Tensor, weight: npt.NDArray[np.float32], n_outputs: int, loss: nn.Module) -> None:
+        if self.batch_size < 1 or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError(f"batch_size and max_steps must be at least 1, got {self.batch_size} and {self.max_steps}.")
+        steps = default_steps(len(X), self.batch_size) if self.max_steps is None else self.max_steps
+        rng = np.random.RandomState(self.random_state) if not isinstance(self.random_state, np.random.RandomState) else self.random_state
+        seed = int(rng.randint(2**31 - 1))
+        # The initial weights come from a stream of their own: the caller's generator is neither used nor moved.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = _build_module(X.shape[1], tuple(self.hidden), n_outputs)
+        net = _skorch_net(module, loss, lr=self.lr, weight_decay=self.weight_decay, device=self.device)
+        net.set_params(
+            iterator_train=_StepBatches, iterator_train__batch_size=self.batch_size, iterator_train__max_steps=steps, iterator_train__seed=seed
+        )
+        net.fit({"X": torch.from_numpy(X), "weight": torch.from_numpy(weight)}, target)
+        self.module_: nn.Sequential = net.module_.eval()
+        self.steps_ = steps
+        self.n_iter_ = steps
+
+    def _outputs(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """(n, outputs) raw outputs of the network, in chunks of 65,536 rows."""
+        check_is_fitted(self, "module_")
+        checked = validate_data(self, X, dtype=np.float32, reset=False)
+        # In float64 a row's score does not depend on the rows it is scored with.
+        module = copy.deepcopy(self.module_).double()
+        with torch.inference_mode():
+            chunks = [module(torch.from_numpy(part).to(self.device, torch.float64)).cpu() for part in _chunks(checked, 65_536)]
+        return torch.cat(chunks).numpy()
+
+    @classmethod
+    def from_state(
+        cls, params: Mapping[str, Any], state_dict: Mapping[str, Tensor], n_features: int, classes: npt.ArrayLike | None = None
+    ) -> Self:
+        """A fitted estimator from its parameters and the tensors of its network (what is written to disk)."""
+        estimator = cls(**params)
+        n_outputs = state_dict[list(state_dict)[-1]].shape[0]
+        estimator.module_ = _build_module(n_features, tuple(estimator.hidden), n_outputs)
+        estimator.module_.load_state_dict(dict(state_dict))
+        estimator.module_.eval()
+        estimator.n_features_in_ = n_features
+        if classes is not None:
+            estimator.classes_ = np.asarray(classes)
+        return estimator
+
+
+class MLPClassifier(ClassifierMixin, _BaseMLP):
+    """A perceptron with ReLU layers for two or more classes, trained by Adam for a fixed number of steps.
+
+    Minimises ``sum_i w_i loss(z_i, y_i) / B`` over batches of ``B`` rows, ``w`` scaled to mean 1. The network has one output (a logit) for
+    two classes and C outputs otherwise.
+
+    Args:
+        hidden: widths of the hidden layers.
+        lr, weight_decay: of Adam.
+        batch_size: rows of a step; at most the number of rows.
+        max_steps: optimizer steps of a fit; None = 20 passes over the rows, at least 500.
+        loss: a module with ``reduction="none"``: ``loss(logits, targets)`` per row. Two classes: logits and float targets of shape (B, 1);
+            more: logits (B, C) and integer targets (B,). None = cross-entropy.
+        device: where the network is trained and evaluated.
+        random_state: seed of the initial weights and of the batches.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.array([[0.0], [1.0], [2.0], [3.0]] * 8)
+        >>> MLPClassifier(max_steps=200, random_state=0).fit(X, X[:, 0] > 1.5).predict([[0.2], [2.9]])
+        array([False,  True])
+    """
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Self:
+        X, y = validate_data(self, X, y, dtype=np.float32)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"MLPClassifier needs at least two classes; y holds one class: {self.classes_[0]!r}.")
+        binary = len(self.classes_) == 2
+        target = torch.from_numpy(codes).float()[:, None] if binary else torch.from_numpy(codes)
+        loss = self.loss or (nn.BCEWithLogitsLoss(reduction="none") if binary else nn.CrossEntropyLoss(reduction="none"))
+        self._train(X, target, _weights(sample_weight, X), 1 if binary else len(self.classes_), loss)
+        return self
+
+    def decision_function(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """(n,) logit of ``classes_[1]`` for two classes, (n, C) logits otherwise."""
+        outputs = self._outputs(X)
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def predict_proba(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """(n, C) probabilities."""
+        from scipy.special import expit, softmax
+
+        logits = self._outputs(X)
+        if logits.shape[1] > 1:
+            return np.asarray(softmax(logits, axis=1))
+        return np.column_stack([expit(-logits[:, 0]), expit(logits[:, 0])])
+
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
+        """(n,) the most probable class."""
+        winner = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[winner]
+
+
+class MLPRegressor(RegressorMixin, _BaseMLP):
+    """A perceptron with ReLU layers for one real target, trained by Adam for a fixed number of steps.
+
+    The target is standardised inside; ``loss`` (default: squared error, per row) sees the standardised values, shape (B, 1). The other
+    arguments are those of :class:`MLPClassifier`.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.linspace(-1, 1, 64)[:, None]
+        >>> bool(abs(MLPRegressor(random_state=0).fit(X, 3 * X[:, 0]).predict([[0.5]])[0] - 1.5) < 0.2)
+        True
+    """
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Self:
+        X, y = validate_data(self, X, y, dtype=np.float32, y_numeric=True)
+        y = np.asarray(y, dtype=np.float64)
+        self.target_mean_, self.target_scale_ = float(y.mean()), float(y.std()) or 1.0
+        target = torch.from_numpy(((y - self.target_mean_) / self.target_scale_).astype(np.float32))[:, None]
+        self._train(X, target, _weights(sample_weight, X), 1, self.loss or nn.MSELoss(reduction="none"))
+        return self
+
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """(n,) predictions in the units of the target."""
+        return self._outputs(X)[:, 0] * self.target_scale_ + self.target_mean_
+
+
+def _skorch_net(module: nn.Module, loss: nn.Module, *, lr: float, weight_decay: float, device: str) -> NeuralNet:
+    # skorch pulls large optional packages when they are installed: imported when a net is trained, not with this module.
+    from skorch import NeuralNet
+
+    class WeightedNet(NeuralNet):  # type: ignore[misc]
+        """Rows weighted in the loss; a batch is a dict with the rows' features and weights."""
+
+        def infer(self, x: Mapping[str, Tensor], **fit_params: Any) -> tuple[Tensor, Tensor]:
+            return self.module_(x["X"].to(self.device)), x["weight"].to(self.device)
+
+        def get_loss(self, y_pred: tuple[Tensor, Tensor], y_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            output, weight = y_pred
+            per_row = self.criterion_(output, y_true.to(self.device)).reshape(len(weight), -1).mean(dim=1)
+            return (per_row * weight).mean()
+
+    return WeightedNet(
+        module,
+        criterion=loss,
+        optimizer=torch.optim.Adam,
+        optimizer__weight_decay=weight_decay,
+        optimizer__fused=True,
+        lr=lr,
+        max_epochs=1,
+        train_split=None,
+        callbacks=[],
+        callbacks__epoch_timer=None,
+        callbacks__train_loss=None,
+        callbacks__valid_loss=None,
+        callbacks__print_log=None,
+        device=device,
+        verbose=0,
+    )
+
+
+def _weights(sample_weight: npt.ArrayLike | None, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    from sklearn.utils.validation import _check_sample_weight
+
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float32, ensure_non_negative=True)
+    return weight * np.float32(len(weight) / weight.sum())
+
+
+def _chunks(X: npt.NDArray[np.float32], size: int) -> Iterator[npt.NDArray[np.float32]]:
+    return (X[start : start + size] for start in range(0, max(len(X), 1), size))

@@ -1,0 +1,337 @@
+"""What is tried: one small object per remedy, and the list of those that come built in.
+
+A remedy acts at one stage by overriding one hook of :class:`Remedy`; the others leave the fit as it is. It only ever sees training rows:
+the engine scores and tunes thresholds on rows that no hook is given. To add one, subclass ``Remedy``, override its hook, and append it to
+``BUILT_IN`` - or pass an instance to ``counterpoise.study(..., remedies=[...])``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from counterpoise._errors import CounterpoiseError, bad_input, check_choice
+from counterpoise._seeding import generator
+
+from ._learners import FOREST_SIZE, Learner, Range, Space
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ._problem import Problem
+
+__all__ = ["BUILT_IN", "Draw", "Remedy", "SamplerRemedy", "TrainingRows", "as_remedies", "target_bins"]
+
+PLACEBO_SHARE = 0.2
+TARGET_BINS = 10  # equal-width bins of a regression target
+NEIGHBOR_ROWS = 200_000  # largest table for resamplers that search neighbors
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What a data-stage remedy may look at: the training rows of one fit, cleaned (no gaps; categories as codes)."""
+
+    X: npt.NDArray[np.floating]  # (n, p) cleaned
+    categorical: npt.NDArray[np.bool_]  # (p,) which columns are codes
+    y: npt.NDArray[Any]  # (n,) codes 0..C-1, or the real target
+    rows: npt.NDArray[np.int64]  # (n,) row numbers in the whole table
+    task: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which rows to train on: ``index`` into the training rows (repeats allowed), and invented rows in the cleaned space."""
+
+    index: npt.NDArray[np.int64]
+    X_new: npt.NDArray[np.floating] | None = None
+    y_new: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A configured method at one stage.
+
+    Attributes:
+        name: what the arm is called.
+        stage: data, loss, model or decision - where it acts.
+        space: its own dimensions of the search space, added to the learner's.
+        paper: number and slug of the paper in ``counterpoise papers``, if one stands behind it.
+        rule: how its decision threshold is set: ``tuned`` on out-of-fold scores, ``prior`` (closed form) or ``half`` (probability 0.5).
+        needs_rows: whether :meth:`draw` looks at the features (the engine then keeps the cleaned matrix).
+        learner: the one learner it belongs to (an ensemble that replaces it), or None for all.
+        balances_inside: whether its estimator trains on equal class counts by itself, whatever it is given.
+        code_version: raise it when the numbers change; stored cells of older versions are kept apart.
+    """
+
+    name: str
+    stage: str
+    about: str = ""
+    space: Space = field(default_factory=dict)
+    paper: str = ""
+    rule: str = "tuned"
+    needs_rows: bool = False
+    learner: str | None = None
+    balances_inside: bool = False
+    code_version: str = "1"
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        """None if it can be used here, otherwise the reason why not."""
+        return None
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw | None:
+        """Data stage: which rows to train on. None = as they are."""
+        return None
+
+    def weights(self, training: TrainingRows, params: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
+        """Loss stage: a weight for every training row. None = all alike."""
+        return None
+
+    def loss(self, task: str, n_classes: int, params: Mapping[str, Any]) -> nn.Module | None:
+        """Loss stage, nets only: a module with ``reduction="none"``. None = cross-entropy (squared error)."""
+        return None
+
+    def estimator(self, task: str, params: Mapping[str, Any], seed: int) -> Any | None:
+        """Model stage: an estimator in place of the learner's. None = the learner's own."""
+        return None
+
+    def optimizer(self) -> Any | None:
+        """Update stage, one's own loops only: an optimizer class. None = the loop's own."""
+        return None
+
+    def aggregator(self) -> Any | None:
+        """Gradient stage, one's own loops only: a callable (m, n) -> (n,) for the gradients of m losses. None = their sum."""
+        return None
+
+    @property
+    def shares_scores(self) -> bool:
+        """A rule for the threshold alone: the scores are the baseline's, so nothing is fitted again."""
+        return self.rule != "tuned"
+
+
+def target_bins(y: npt.NDArray[np.floating], bins: int = TARGET_BINS) -> npt.NDArray[np.int64]:
+    """Ids of equal-width bins of a regression target."""
+    low, high = float(y.min()), float(y.max())
+    if not high > low:
+        return np.zeros(len(y), dtype=np.int64)
+    return np.minimum(((y - low) / (high - low) * bins).astype(np.int64), bins - 1)
+
+
+def _groups(training: TrainingRows) -> npt.NDArray[np.int64]:
+    """What is to be balanced: the classes, or the bins of the target."""
+    return target_bins(training.y) if training.task == "regression" else training.y
+
+
+class _Placebo(Remedy):
+    """The baseline without a fixed fifth of the rows: what a remedy that does nothing looks like."""
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        return Draw(np.flatnonzero(kept_rows(training.rows, PLACEBO_SHARE, self.name)))
+
+
+def kept_rows(rows: npt.NDArray[np.int64], share: float, name: str) -> npt.NDArray[np.bool_]:
+    """A fixed random subset by row number: the same rows are missing in every fold, repeat and fit of the arm called ``name``."""
+    return generator(0, "placebo", name).random(int(rows.max(initial=0)) + 1)[rows] >= share
+
+
+class _Weights(Remedy):
+    """Inverse-frequency weights: of classes, or of the bins of a regression target."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        return None if learner.takes_weights else f"{learner.name} takes no sample_weight"
+
+    def weights(self, training: TrainingRows, params: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        from counterpoise._balance import class_weight_values
+
+        groups = _groups(training)
+        counts = np.bincount(groups)
+        present = counts > 0
+        values = np.zeros(len(counts))
+        values[present] = class_weight_values(counts[present])
+        return values[groups]
+
+
+class _Over(Remedy):
+    """Random over-sampling to equal counts."""
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from imblearn.over_sampling import RandomOverSampler
+
+        return Draw(_sampled(RandomOverSampler(random_state=seed), _groups(training)))
+
+
+class _Under(Remedy):
+    """Random under-sampling to equal counts."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        # A bin with one row would leave one row per bin.
+        return "under-sampling to the rarest target bin leaves almost nothing" if problem.task == "regression" else None
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from imblearn.under_sampling import RandomUnderSampler
+
+        return Draw(_sampled(RandomUnderSampler(random_state=seed), _groups(training)))
+
+
+def _sampled(sampler: Any, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    if len(np.unique(groups)) < 2:
+        return np.arange(len(groups))
+    sampler.fit_resample(np.zeros((len(groups), 1)), groups)
+    return np.asarray(sampler.sample_indices_, dtype=np.int64)
+
+
+class _NeighborResampler(Remedy):
+    """Shared by the resamplers that search neighbors: distances need standardised columns and a table of moderate size."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        if problem.task == "regression":
+            return "needs classes"
+        if problem.text is not None:
+            return "cannot invent text"
+        if problem.n > NEIGHBOR_ROWS:
+            return f"too large: neighbors are searched up to {NEIGHBOR_ROWS:,} rows"
+        if problem.categorical.all():
+            return "all columns are categories"
+        return None
+
+
+class _SMOTE(_NeighborResampler):
+    """Synthetic minority rows between neighbors: SMOTE, or SMOTENC where columns are categories."""
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from imblearn.over_sampling import SMOTE, SMOTENC
+
+        smallest = int(np.unique(training.y, return_counts=True)[1].min())
+        if smallest < 2:
+            raise CounterpoiseError(f"SMOTE needs two rows of every class in each training fold; the smallest class has {smallest}")
+        neighbors = min(int(params["k_neighbors"]), smallest - 1)
+        mixed = bool(training.categorical.any())
+        sampler = (
+            SMOTENC(np.flatnonzero(training.categorical).tolist(), k_neighbors=neighbors, random_state=seed)
+            if mixed
+            else SMOTE(k_neighbors=neighbors, random_state=seed)
+        )
+        # Over-samplers append what they invent: the real rows are taken from the table, to the last digit.
+        X, y = resampled(sampler, training)
+        n = len(training.y)
+        return Draw(np.arange(n), X[n:], y[n:])
+
+
+def resampled(sampler: Any, training: TrainingRows) -> tuple[npt.NDArray[np.floating], npt.NDArray[Any]]:
+    """What ``fit_resample`` makes of the cleaned rows: distances are taken on standardised columns, the result is in the old units."""
+    scale = np.where(training.categorical, 1.0, training.X.std(axis=0))
+    scale[scale == 0] = 1.0
+    X, y = sampler.fit_resample((training.X / scale).astype(training.X.dtype), training.y)
+    return np.asarray(X * scale, dtype=training.X.dtype), y
+
+
+class _Focal(Remedy):
+    """Focal loss: rows the net already gets right weigh less."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        if problem.task == "regression":
+            return "needs classes"
+        return None if learner.takes_loss else "only for learners that take a loss (mlp)"
+
+    def loss(self, task: str, n_classes: int, params: Mapping[str, Any]) -> nn.Module:
+        from counterpoise.losses import FocalLoss
+
+        return FocalLoss(gamma=params["gamma"], multilabel=task == "binary", reduction="none")
+
+
+class _BalancedForest(Remedy):
+    """Every tree on a bootstrap with equal class counts, against a plain forest of the same size."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        return "needs classes" if problem.task == "regression" else None
+
+    def estimator(self, task: str, params: Mapping[str, Any], seed: int) -> Any:
+        from imblearn.ensemble import BalancedRandomForestClassifier
+
+        return BalancedRandomForestClassifier(n_estimators=FOREST_SIZE, random_state=seed)
+
+
+class _Classification(Remedy):
+    """A rule for the threshold: only where there is one."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        return "needs classes" if problem.task == "regression" else None
+
+
+@dataclass(frozen=True)
+class SamplerRemedy(Remedy):
+    """Any object with imbalanced-learn's ``fit_resample(X, y)`` as a remedy. It sees cleaned training rows, standardised."""
+
+    sampler: Any = None
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from sklearn.base import clone
+
+        sampler = clone(self.sampler)
+        if "random_state" in sampler.get_params() and sampler.get_params()["random_state"] is None:
+            sampler.set_params(random_state=seed)
+        X, y = resampled(sampler, training)
+        return Draw(np.empty(0, dtype=np.int64), X, y)
+
+
+BASELINE = Remedy("nothing", "none", "the plain fit; its threshold is tuned like everybody's")
+HALF = _Classification("nothing@0.5", "none", "the plain fit with the usual threshold; shown for comparison", rule="half")
+PLACEBO = _Placebo("placebo", "data", "the plain fit without a fixed fifth of its rows: should never help")
+
+BUILT_IN: tuple[Remedy, ...] = (
+    BASELINE,
+    HALF,
+    PLACEBO,
+    _Classification("prior", "decision", "threshold from the class frequencies in closed form, not tuned", rule="prior", paper="15 imbalance-study"),
+    _Weights("weights", "loss", "inverse-frequency weights", paper="15 imbalance-study"),
+    _Over("over", "data", "random over-sampling to equal counts", paper="15 imbalance-study"),
+    _Under("under", "data", "random under-sampling to equal counts", paper="15 imbalance-study"),
+    _SMOTE(
+        "smote",
+        "data",
+        "synthetic minority rows between neighbors",
+        {"k_neighbors": Range(1, 10, 5, integer=True)},
+        paper="23 smote",
+        needs_rows=True,
+    ),
+    _Focal("focal", "loss", "focal loss", {"gamma": Range(0.5, 5.0, 2.0)}, paper="02 cogate-lstm"),
+    _BalancedForest("balanced-forest", "model", "trees on class-balanced bootstraps", learner="forest", balances_inside=True),
+)
+
+# Simplest first: among remedies that cannot be told apart the earlier stage is recommended.
+STAGE_ORDER = ("none", "decision", "loss", "data", "model")
+
+
+def as_remedies(chosen: str | Sequence[Any] | Mapping[str, Any], *, placebo: bool = True) -> list[Remedy]:
+    """The remedies of a study: ``"all"``, names, :class:`Remedy` objects, or samplers with ``fit_resample``; the baseline always first."""
+    by_name = {remedy.name: remedy for remedy in BUILT_IN}
+    items: Iterable[tuple[str | None, Any]]
+    if isinstance(chosen, Mapping):
+        items = list(chosen.items())
+    else:
+        names: Sequence[Any] = [chosen] if isinstance(chosen, (str, Remedy)) or hasattr(chosen, "fit_resample") else chosen  # type: ignore[list-item, assignment]
+        items = [(None, item) for item in names]
+    wanted: list[Remedy] = [BASELINE, HALF] + ([PLACEBO] if placebo else [])
+    for name, item in items:
+        if item == "all":
+            wanted += [remedy for remedy in BUILT_IN if placebo or remedy is not PLACEBO]
+        elif isinstance(item, str):
+            check_choice("remedies", item, ["all", *by_name])
+            wanted.append(by_name[item])
+        elif isinstance(item, Remedy):
+            wanted.append(item)
+        elif hasattr(item, "fit_resample"):
+            wanted.append(
+                SamplerRemedy(name or type(item).__name__, "data", repr(item), needs_rows=True, sampler=item, code_version=repr(item))
+            )
+        else:
+            bad_input("remedies", type(item).__name__, "a name, a counterpoise.studies.Remedy, or a sampler with fit_resample")
+    unique: dict[str, Remedy] = {}
+    for remedy in wanted:
+        if remedy.name in unique and unique[remedy.name] is not remedy and unique[remedy.name] != remedy:
+            bad_input("remedies", remedy.name, "different names for different remedies")
+        unique.setdefault(remedy.name, remedy)
+    return list(unique.values())

@@ -1,0 +1,1253 @@
+"""The main job: compare remedies on one data set under one protocol, and say which helps - or that none does."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from counterpoise._errors import CounterpoiseError, InputError, StoreError, check_choice
+
+from ._cell import make_scores, train
+from ._learners import BUILT_IN as LEARNERS
+from ._learners import Learner, as_learner
+from ._metrics import cell_metrics, decide
+from ._plan import QUESTIONS, Entry, budgeted, entries_of, make_protocol
+from ._problem import Problem, build_problem
+from ._remedies import BASELINE, STAGE_ORDER, Remedy, as_remedies
+from ._remedies import BUILT_IN as REMEDIES
+from ._runner import run_cells
+from ._splits import Splits
+from ._store import Store, results_frame
+from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher
+from ._recommendation import (
+    HoldoutVerdict,
+    Recommendation,
+    bias_corrected_expectation,
+    holdout_verdict,
+    recommend,
+)
+from ._differences import Board, metric_of
+from ._verdicts import CALIBRATED_LEARNERS, Verdict, Verdicts, clearly_harmful, compare, more_repeats_help, smallest_detectable, verdicts
+from ._work import CellWork, load_problem, save_problem
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from counterpoise.diagnostics import StudyDiagnosis
+
+    from ._saving import FittedModel
+
+__all__ = ["Study", "study"]
+
+DEFAULT_LEARNERS = ("linear", "trees", "mlp")
+LONG_BUDGET = 300.0  # seconds from which on a budget pays for tuning
+TUNING_TRIALS = 8
+TIME_BLOCKS = 20  # stretches of a time series that count as independent
+HOLDOUT_FIT, FINAL_FIT = "hold-out fit", "final fit"  # names of random streams, in the place of a repeat
+_LOSSES = ("log_loss", "brier", "cost", "mae", "rmse")  # lower is better
+VERSIONED = ("counterpoise", "numpy", "scikit-learn", "imbalanced-learn", "torch", "skorch", "polars", "optuna")
+
+
+class Study:
+    """A comparison of remedies on one data set, finished or under way.
+
+    Made by :func:`counterpoise.study`, :meth:`Study.from_training` or :meth:`Study.open`. Everything it says is computed from the stored
+    scores, so tolerances and intervals can be changed without fitting anything again.
+
+    Attributes:
+        folder: where ``study.sqlite``, ``results.parquet``, ``report.html`` and ``model/`` are.
+        problem: the data as the learners see them.
+        protocol: what every arm was put through.
+        plan: the arms, repeats and trials.
+        diagnosis: what dominates the training signal.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        problem: Problem,
+        protocol: Protocol,
+        entries: Sequence[Entry],
+        plan: Plan,
+        *,
+        accept_worse: Sequence[str] = (),
+        command: str = "",
+        keep_alive: Any = None,
+        reopen_holdout: bool = False,
+    ) -> None:
+        self.folder = store.folder
+        self.problem = problem
+        self.protocol = protocol
+        self.plan = plan
+        self.command = command
+        self.splits = Splits(problem, protocol)
+        self._store = store
+        self._entries = list(entries)
+        self._accept_worse = tuple(accept_worse)
+        self._keep_alive = keep_alive  # the temporary folder, when nobody named one
+        self._reopen_holdout = reopen_holdout
+        self._forget()
+
+    def __repr__(self) -> str:
+        return f"Study({self.problem.name!r}, {len(self.plan.arms)} arms, {self.repeats_done} of {self.plan.repeats} repeats, in {str(self.folder)!r})"
+
+    # -- opening ----------------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Study:
+        """The study in ``folder``, read from its store; nothing is fitted."""
+        store = Store.open(folder)
+        header = store.header
+        options = header["options"]
+        protocol = Protocol(**header["protocol"])
+        try:
+            problem = load_problem(str(Path(folder) / "cache" / header["data_hash"]))
+        except OSError as error:
+            raise StoreError(f"{folder}: the table of the study (cache/{header['data_hash']}) is gone; run the study again: {options['command']}") from error
+        by_name = {remedy.name: remedy for remedy in REMEDIES}
+        entries = [
+            Entry(
+                arm,
+                LEARNERS.get(arm.learner, Learner(arm.learner, _not_stored)),
+                by_name.get(arm.remedy, Remedy(arm.remedy, arm.stage)),
+            )
+            for arm in store.arms()
+        ]
+        plan = _plan_from(store, entries, options)
+        kept = {arm.hash for arm in plan.arms}
+        return cls(
+            store,
+            problem,
+            protocol,
+            [entry for entry in entries if entry.arm.hash in kept],
+            plan,
+            accept_worse=options["accept_worse"],
+            command=options["command"],
+        )
+
+    @classmethod
+    def from_training(
+        cls,
+        train_fn: Callable[..., Mapping[str, Any]],
+        y: npt.ArrayLike,
+        remedies: Any = "all",
+        *,
+        groups: Any = None,
+        seeds: int | Sequence[int] = 5,
+        folds: int = 5,
+        out: str | Path | None = None,
+        task: str = "auto",
+        positive: Any = None,
+        metric: str = "auto",
+        cost: Mapping[str, float] | None = None,
+        rope: Mapping[str, float] | float | None = None,
+        jobs: int = 1,
+        placebo: bool = True,
+        accept_worse: str | Sequence[str] = (),
+        name: str = "training",
+        watcher: Watcher | None = None,
+    ) -> Study:
+        """Compare remedies in one's own training loop: same store, intervals, verdicts and report as :func:`counterpoise.study`.
+
+        ``train_fn(kit, seed)`` trains one network on ``kit.train_index`` and returns ``{"valid": logits, "test": logits}`` for the rows
+        ``kit.valid_index`` and ``kit.test_index``: shape (n,) or (n, 2) for two classes, (n, C) for more, predictions for a regression.
+        It asks the kit for what the remedy may change: ``kit.sampler()``, ``kit.loss()``, ``kit.optimizer(parameters)``,
+        ``kit.aggregator()``. The threshold is tuned on the validation scores, the baseline's too.
+
+        Args:
+            y: (n,) labels or real targets of the whole data set.
+            remedies: as for :func:`counterpoise.study`; remedies that replace the learner are left out.
+            groups: a :class:`counterpoise.Groups`, or a mapping from names to them: results are reported for each.
+            seeds: number of repeats (each draws the folds anew), or the list of seeds itself, whose length is used and whose first is the
+                seed of the study.
+            folds: parts the rows are split into.
+            out: folder of the study; None = a temporary folder that goes with the returned object.
+            jobs: processes; with more than one, ``train_fn`` must be picklable by cloudpickle.
+
+        Example:
+            See ``examples/own_training_loop.py``.
+        """
+        from ._training import TrainingWork, problem_of_targets
+
+        if not callable(train_fn):
+            raise InputError(f"train_fn: got {type(train_fn).__name__}; expected a function train_fn(kit, seed).")
+        repeats, seed = (seeds, 0) if isinstance(seeds, int) else (len(seeds), int(seeds[0]) if len(seeds) else 0)
+        problem = problem_of_targets(y, task=task, positive=positive, groups=groups, name=name)
+        protocol = make_protocol(
+            problem, folds=folds, repeats=repeats, seed=seed, metric=metric, cost=cost, rope=rope, holdout=False
+        )
+        # A valid part is held back from every training part; tails of a regression are judged without the jackknife's extra trainings.
+        protocol = replace(protocol, inner_folds=max(2, min(5, protocol.inner_folds + 1)), jackknife=0)
+        loop = Learner("loop", _not_stored, takes_loss=True, about="your training loop")
+        chosen = [remedy for remedy in as_remedies(remedies, placebo=placebo) if remedy.learner is None]
+        entries, refused = entries_of(problem, [loop], chosen)
+        entries = [entry for entry in entries if not (entry.remedy.needs_rows and remedies == "all")]
+        return _run(
+            problem,
+            protocol,
+            entries,
+            refused,
+            work=lambda arms, folder: TrainingWork(folder, protocol, train_fn, {arm: remedy for arm, (_, remedy) in arms.items()}),
+            options={"accept_worse": _listed(accept_worse), "loop": True},
+            out=out,
+            jobs=jobs,
+            watcher=watcher or Watcher(),
+            command="counterpoise.Study.from_training(...)",
+            finish=False,
+        )
+
+    # -- what was measured ------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def diagnosis(self) -> StudyDiagnosis:
+        """What dominates the training signal, see :func:`counterpoise.diagnostics.diagnose`."""
+        from counterpoise.diagnostics import diagnose
+
+        classes = list(self.problem.schema.classes) or None
+        return diagnose(self.problem.X, self.problem.y, classes, seed=self.protocol.seed)
+
+    @property
+    def repeats_done(self) -> int:
+        """Repeats in which no cell is left to do."""
+        cells = self._cells.filter(self._cells["drop"] == NO_DROP)
+        if not len(cells):
+            return 0
+        open_repeats = cells.filter(cells["state"].is_in(["todo", "run"]))["repeat"]
+        first_open = open_repeats.min()
+        return int(cells["repeat"].max()) + 1 if first_open is None else int(first_open)  # type: ignore[arg-type, call-overload]
+
+    @property
+    def results(self) -> pl.DataFrame:
+        """One row per cell, in the order of work: arm, repeat, fold, state, metrics, threshold, parameters, fits, steps, seconds.
+
+        Arms that only set a threshold on the baseline's scores have rows of their own, with the fits they share.
+        """
+        import polars as pl
+
+        frame = results_frame(self._store)
+        shared = [self._shared_rows(frame, entry) for entry in self._entries if entry.remedy.shares_scores]
+        return pl.concat([frame, *shared], how="vertical") if shared and len(frame) else frame
+
+    def verdicts(
+        self,
+        question: str | None = None,
+        *,
+        interval: str = "rows",
+        rope: float | None = None,
+        level: float = 0.95,
+        repeats: int | None = None,
+    ) -> Verdicts:
+        """Every arm against the baseline of its learner, for one question, best first.
+
+        Args:
+            question: ``decisions``, ``ranking``, ``probabilities`` or ``groups``; for a regression ``error`` or ``tails``. None = the primary.
+            interval: ``rows`` (default), ``nadeau-bengio`` or ``jackknife`` (regression).
+            rope: half-width of the region of practical equivalence, in units of the metric; None = that of the study.
+            level: simultaneous coverage over the family of all arms and learners.
+            repeats: use only the first so many repeats.
+        """
+        question = question or self.protocol.primary
+        check_choice("question", question, self.questions)
+        key = (question, interval, rope, level, repeats or self.repeats_done)
+        if key not in self._judged:
+            self._judged[key] = self._judge(*key)
+        return self._judged[key]
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The questions of this study, the primary one first."""
+        asked = QUESTIONS["regression" if self.problem.task == "regression" else "classification"]
+        asked = tuple(question for question in asked if question != "tails" or self.protocol.jackknife)
+        asked = (self.protocol.primary, *(question for question in asked if question != self.protocol.primary))
+        return (*asked, "groups") if self.problem.groups and self.problem.task != "regression" else asked
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Question -> the metric it is judged by."""
+        return {question: metric_of(question, self.problem.task, self._metric(question), self.protocol.cost) for question in self.questions}
+
+    def compare(self, first: str, second: str, question: str | None = None, *, learner: str | None = None) -> Verdict:
+        """One arm against another, e.g. ``study.compare("smote", "weights")``: a family of one, so only for a comparison decided on beforehand.
+
+        ``first`` and ``second`` are remedies of ``learner`` (default: the recommended learner), or ``"learner/remedy"``.
+        """
+        home = learner or self.recommendation.learner
+        keys = [tuple(name.split("/", 1)) if "/" in name else (home, name) for name in (first, second)]
+        question = question or self.protocol.primary
+        check_choice("question", question, tuple(name for name in self.questions if name != "groups"))
+        return compare(
+            self._boards(self.repeats_done),
+            keys[0],  # type: ignore[arg-type]
+            keys[1],  # type: ignore[arg-type]
+            question,
+            task=self.problem.task,
+            metric=self._metric(question),
+            cost=self.protocol.cost,
+            rope=self._rope(question),
+        )
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """What to use, why, and what to expect of it (from the hold-out, or corrected for having chosen; never the winner's own score)."""
+        if self._recommended is None:
+            self._recommended = self._with_evidence(self._choose())
+        return self._recommended
+
+    @property
+    def expectation(self) -> Any:
+        """What the page shows as the expected result (:class:`counterpoise.report.Expectation`)."""
+        from counterpoise.report import Expectation
+
+        found = self.recommendation
+        if found.holdout is not None:
+            seen = found.holdout
+            codes = self.problem.y[self.splits.holdout]
+            return Expectation(
+                kind="hold-out",
+                metric=seen.metric,
+                value=seen.value,
+                baseline=seen.value - seen.estimate if seen.metric not in _LOSSES else seen.value + seen.estimate,
+                gain=seen.estimate,
+                low=seen.low,
+                high=seen.high,
+                rows=seen.rows,
+                positives=int((codes == 1).sum()) if self.problem.task == "binary" else None,
+                verdict="" if found.is_baseline else seen.outcome,
+                note=seen.sentence() if not found.is_baseline else f"The recommended baseline on {seen.rows:,} rows locked away until now.",
+            )
+        if found.expected is not None:
+            guess = found.expected
+            return Expectation(
+                kind="bias-corrected cross-validation",
+                metric=guess.metric,
+                value=guess.value,
+                gain=guess.gain,
+                low=guess.low,
+                high=guess.high,
+                note=guess.sentence(),
+            )
+        return None
+
+    # -- what is shown ----------------------------------------------------------------------------------------------------------------
+
+    def table(self, question: str | None = None) -> list[dict[str, Any]]:
+        """The arms, best first: ``arm``, ``learner``, ``stage``, ``values`` (question -> estimate, low, high, verdict), ``metric`` (question ->
+        the arm's own mean), ``seconds`` per cell."""
+        question = question or self.protocol.primary
+        values: dict[tuple[str, str], dict[str, tuple[float, float, float, str]]] = {}
+        for name in self.questions:
+            for verdict in self.verdicts(name):
+                values.setdefault((verdict.learner, verdict.arm), {})[name] = (verdict.estimate, verdict.low, verdict.high, verdict.verdict)
+        rows = []
+        for entry in self._entries:
+            key = (entry.learner.name, entry.remedy.name)
+            own = self.mean_metrics(*key)
+            rows.append(
+                {
+                    "arm": entry.remedy.name,
+                    "learner": entry.learner.name,
+                    "stage": entry.remedy.stage,
+                    "values": values.get(key, {}),
+                    "metric": {name: own[metric] for name, metric in self.metrics.items() if metric in own},
+                    "seconds": own.get("seconds", float("nan")),
+                }
+            )
+        lower = self.metrics[question] in _LOSSES
+        missing = float("inf")
+        return sorted(rows, key=lambda row: row["metric"].get(question, missing) if lower else -row["metric"].get(question, -missing))
+
+    def mean_metrics(self, learner: str, arm: str) -> dict[str, float]:
+        """Means over the finished cells of an arm: its metrics, and ``seconds``."""
+        if self._means is None:
+            import polars as pl
+
+            frame = self.results
+            if not len(frame):
+                return {}
+            frame = frame.filter((pl.col("state") == "done") & (pl.col("drop") == NO_DROP))
+            names = [name for name in _metric_columns(frame) if name in frame.columns] + ["seconds"]
+            grouped = frame.group_by("learner", "remedy").agg(pl.col(name).fill_nan(None).mean() for name in names)
+            self._means = {
+                (row["learner"], row["remedy"]): {name: row[name] for name in names if row[name] is not None}
+                for row in grouped.iter_rows(named=True)
+            }
+        return self._means.get((learner, arm), {})
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages the study was started with."""
+        return dict(self._store.header["versions"])
+
+    @property
+    def failed(self) -> list[tuple[str, str, str]]:
+        """(learner, remedy, reason) of arms that could not be computed."""
+        return [(learner, arm, reason) for (learner, arm), reason in self._failures().items()]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before anything else."""
+        found = []
+        for question in self.questions:
+            found += [
+                f"The placebo appears to help ({verdict.learner}, {question}): something is wrong with the data or the protocol; trust no verdict."
+                for verdict in self.verdicts(question)
+                if verdict.arm == "placebo" and verdict.verdict == "helps"
+            ]
+        openings = self._store.get("holdout_openings", [])
+        if len(openings) > 1:
+            found.append(
+                f"The hold-out was opened {len(openings)} times ({', '.join(opening['for'] for opening in openings)}): it confirms nothing any more."
+            )
+        return found
+
+    def note_of(self, learner: str, arm: str) -> str:
+        """A remark for the table: shown only, constant predictions, stopped early."""
+        if arm == "nothing@0.5":
+            return "shown only"
+        if (learner, arm) in self._failures():
+            return "failed"
+        if (learner, arm) in self._stopped():
+            return "stopped early"
+        return self._remarks().get((learner, arm), "")
+
+    @property
+    def groups(self) -> dict[str, Any]:
+        """The reported groups, restricted to the rows of the study."""
+        from counterpoise.groups import Groups
+
+        rows = self.splits.rows
+        return {column: Groups(groups.ids[rows], groups.names, groups.kind) for column, groups in self.problem.groups.items()}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What was written: a few words -> path."""
+        named = {"report": "report.html", "results": "results.parquet", "model": "model", "store": "study.sqlite"}
+        return {name: self.folder / file for name, file in named.items() if (self.folder / file).exists()}
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the page; default ``report.html`` in the folder of the study."""
+        from counterpoise.report import study_page
+
+        from ._page import study_view
+
+        target = Path(path) if path is not None else self.folder / "report.html"
+        _write_atomically(target, study_page(study_view(self)).encode())
+        return target
+
+    # -- using it ---------------------------------------------------------------------------------------------------------------------
+
+    def fit_recommended(self, X: Any = None, y: Any = None) -> FittedModel:
+        """Fit the recommended arm with its tuning and threshold: on all rows of the study, or on a table of one's own.
+
+        ``X`` and ``y`` are given as to :func:`counterpoise.study`; the columns must be the same.
+        """
+        problem, splits = self.problem, self.splits
+        if X is not None:
+            names = list(dict.fromkeys(feature.source for feature in problem.schema.features))
+            positive = problem.schema.classes[1] if problem.task == "binary" else None
+            kind = "regression" if problem.task == "regression" else "classification"
+            target = problem.schema.target if y is None else None
+            problem = build_problem(X, y, target=target, positive=positive, task=kind, text=problem.schema.text, keep=names)
+            splits = Splits(problem, replace(self.protocol, holdout=0.0, fixed_test=False))
+        return self._fit(problem, splits, self.recommendation)
+
+    # -- scores -----------------------------------------------------------------------------------------------------------------------
+
+    def scores_of(self, learner: str, arm: str) -> tuple[npt.NDArray[np.floating], list[list[float]]]:
+        """((R, n) or (R, n, C) out-of-fold scores on the study rows, thresholds of the cells in order of repeat and fold)."""
+        entry = self._entry(learner, arm)
+        repeats = range(self.repeats_done)
+        base = self._score_hash(entry)
+        scores = np.stack([self._repeat_scores(base, repeat) for repeat in repeats])
+        return scores, [self._threshold(entry, repeat, fold) for repeat in repeats for fold in range(self.protocol.folds)]
+
+    def decisions_of(self, learner: str, arm: str) -> npt.NDArray[np.int64]:
+        """(R, n) predicted codes on the study rows."""
+        entry = self._entry(learner, arm)
+        return np.stack([self._repeat_decisions(entry, repeat) for repeat in range(self.repeats_done)])
+
+    def priors_of(self, learner: str, arm: str) -> list[tuple[list[float], list[float]]]:
+        """Per fold of the first repeat: class shares of the training rows, and as the fit saw them."""
+        info = [self._info[self._score_hash(self._entry(learner, arm)), 0, fold, NO_DROP] for fold in range(self.protocol.folds)]
+        return [(one["extra"]["prior"], one["extra"]["effective_prior"]) for one in info]
+
+    # -- inside -----------------------------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """New cells may have come in: everything derived is computed again; scores of finished cells never change and are kept."""
+        self._kept_scores: dict[tuple[str, int], npt.NDArray[np.floating]] = getattr(self, "_kept_scores", {})
+        self._judged: dict[Any, Verdicts] = {}
+        self._recommended: Recommendation | None = None
+        self._means: dict[tuple[str, str], dict[str, float]] | None = None
+        self._board_cache: dict[int, list[Board]] = {}
+        self._cells = self._store.cells()
+        self._info: dict[tuple[str, int, int, int], dict[str, Any]] = {}
+        done = self._cells.filter(self._cells["state"] == "done")
+        for row in done.select("arm_hash", "repeat", "fold", "drop", "threshold", "extra_json").iter_rows():
+            self._info[row[:4]] = {"threshold": json.loads(row[4]), "extra": json.loads(row[5])}
+
+    def _metric(self, question: str) -> str | None:
+        return self.protocol.metric if question in ("decisions", "error") else None
+
+    def _rope(self, question: str) -> float | None:
+        return self.protocol.rope.get(question)
+
+    def _entry(self, learner: str, arm: str) -> Entry:
+        for entry in self._entries:
+            if (entry.learner.name, entry.remedy.name) == (learner, arm):
+                return entry
+        raise InputError(f"arm: got '{learner}/{arm}'; expected one of {', '.join(entry.arm.name for entry in self._entries)}.")
+
+    def _score_hash(self, entry: Entry) -> str:
+        """The arm whose fits an entry uses: its own, or the baseline's."""
+        return self._entry(entry.learner.name, BASELINE.name).arm.hash if entry.remedy.shares_scores else entry.arm.hash
+
+    def _repeat_scores(self, arm_hash: str, repeat: int) -> npt.NDArray[np.floating]:
+        """(n,) or (n, C) scores of one repeat on the study rows; NaN where a row was not tested or the arm not run."""
+        key = (arm_hash, repeat)
+        if key not in self._kept_scores:
+            rows = self.splits.rows
+            classes = len(self.problem.schema.classes)
+            shape = (len(rows), classes) if self.problem.task == "multiclass" else (len(rows),)
+            filled = np.full(shape, np.nan, dtype=np.float32 if self.problem.n > 100_000 else np.float64)
+            folds = self.splits.folds(repeat)[rows]
+            complete = True
+            for fold in range(self.protocol.folds):
+                if (arm_hash, repeat, fold, NO_DROP) not in self._info:
+                    complete = False
+                    continue
+                filled[folds == fold] = self._store.load_scores(arm_hash, repeat, fold)
+            if not complete:
+                filled[:] = np.nan
+                return filled
+            self._kept_scores[key] = filled
+        return self._kept_scores[key]
+
+    def _threshold(self, entry: Entry, repeat: int, fold: int) -> list[float]:
+        info = self._info[self._score_hash(entry), repeat, fold, NO_DROP]
+        return list(info["extra"]["thresholds"][entry.remedy.rule] if entry.remedy.shares_scores else info["threshold"])
+
+    def _repeat_decisions(self, entry: Entry, repeat: int) -> npt.NDArray[np.int64]:
+        base = self._score_hash(entry)
+        scores = self._repeat_scores(base, repeat)
+        folds = self.splits.folds(repeat)[self.splits.rows]
+        codes = np.zeros(len(folds), dtype=np.int64)
+        for fold in range(self.protocol.folds):
+            if (base, repeat, fold, NO_DROP) in self._info:
+                at = folds == fold
+                codes[at] = decide(scores[at], self._threshold(entry, repeat, fold))
+        return codes
+
+    def _boards(self, repeats: int) -> list[Board]:
+        """The scores of every learner, baseline first, for the statistics; failed arms are left out."""
+        if repeats not in self._board_cache:
+            rows = self.splits.rows
+            failures = self._failures()
+            fold = np.stack([self.splits.folds(repeat)[rows] for repeat in range(repeats)])
+            blocks = self.problem.blocks[rows]
+            if self.protocol.split == "time":
+                # Neighbors in time are alike: rows are resampled in twenty stretches.
+                assert self.problem.time is not None
+                ranks = np.argsort(np.argsort(self.problem.time[rows], kind="stable"), kind="stable")
+                blocks = ranks * TIME_BLOCKS // len(rows)
+            boards = []
+            for learner in dict.fromkeys(entry.learner.name for entry in self._entries):
+                entries = [entry for entry in self._entries if entry.learner.name == learner and (learner, entry.remedy.name) not in failures]
+                if not entries or entries[0].remedy.name != BASELINE.name:
+                    continue
+                boards.append(
+                    Board(
+                        learner=learner,
+                        arms=[entry.remedy.name for entry in entries],
+                        y=self.problem.y[rows],
+                        fold=fold,
+                        score=np.stack([[self._repeat_scores(self._score_hash(entry), r) for r in range(repeats)] for entry in entries]),
+                        decision=None
+                        if self.problem.task == "regression"
+                        else np.stack([[self._repeat_decisions(entry, r) for r in range(repeats)] for entry in entries]),
+                        blocks=blocks,
+                        has_blocks=len(np.unique(blocks)) < len(blocks),
+                        groups=self.groups,
+                        clustered=self.protocol.split != "stratified",
+                        dropped=self._deleted(entries),
+                    )
+                )
+            self._board_cache[repeats] = boards
+        return self._board_cache[repeats]
+
+    def _deleted(self, entries: Sequence[Entry]) -> npt.NDArray[np.floating] | None:
+        """(A, G, n) predictions with each row group deleted, once all of them are there."""
+        needed = [
+            (self._score_hash(entry), 0, fold, group)
+            for entry in entries
+            for group in range(self.protocol.jackknife)
+            for fold in range(self.protocol.folds)
+        ]
+        if not needed or any(key not in self._info for key in needed):
+            return None
+        rows = self.splits.rows
+        position = np.full(self.problem.n, -1)
+        position[rows] = np.arange(len(rows))
+        filled = np.full((len(entries), self.protocol.jackknife, len(rows)), np.nan)
+        for a, entry in enumerate(entries):
+            for group in range(self.protocol.jackknife):
+                for fold in range(self.protocol.folds):
+                    at = position[self.splits.test_index(0, fold, group)]
+                    filled[a, group, at] = self._store.load_scores(self._score_hash(entry), 0, fold, group)
+        return filled
+
+    def _judge(self, question: str, interval: str, rope: float | None, level: float, repeats: int) -> Verdicts:
+        if repeats < 1:
+            raise CounterpoiseError(f"{self.folder}: no repeat is finished yet, so there is nothing to judge; go on with --resume.")
+        boards = self._boards(repeats)
+        judged = verdicts(
+            boards,
+            question,
+            task=self.problem.task,
+            metric=self._metric(question),
+            cost=self.protocol.cost,
+            rope=self._rope(question) if rope is None else rope,
+            interval=interval,
+            level=level,
+            calibrated=() if self.protocol.cost else CALIBRATED_LEARNERS,
+            reasons=self._remarks(),
+            failed=self._failures(),
+            stopped=[key for key, name in self._stopped().items() if name == question],
+        )
+        return Verdicts(sorted(judged, key=lambda verdict: -verdict.estimate if verdict.estimate == verdict.estimate else float("inf")))
+
+    def _failures(self) -> dict[tuple[str, str], str]:
+        """(learner, arm) -> why it failed; what shares the fits of a failed baseline fails with it."""
+        failed = self._cells.filter(self._cells["state"] == "failed")
+        reasons = {row[0]: _last_line(row[1]) for row in failed.select("arm_hash", "error").iter_rows()}
+        found = {}
+        for entry in self._entries:
+            own = reasons.get(self._score_hash(entry))
+            if own is None and entry.remedy is not BASELINE:
+                base = reasons.get(self._entry(entry.learner.name, BASELINE.name).arm.hash)
+                own = None if base is None else f"the baseline failed: {base}"
+            if own is not None:
+                found[entry.learner.name, entry.remedy.name] = own
+        return found
+
+    def _remarks(self) -> dict[tuple[str, str], str]:
+        """(learner, arm) -> what its fits had to say: constant predictions, weights that were ignored."""
+        found: dict[tuple[str, str], str] = {}
+        for entry in self._entries:
+            base = self._score_hash(entry)
+            notes = [note for key, info in self._info.items() if key[0] == base for note in info["extra"].get("notes", ())]
+            if "constant predictions" in notes:
+                found[entry.learner.name, entry.remedy.name] = "constant predictions"
+            elif any("were ignored" in note for note in notes):
+                found[entry.learner.name, entry.remedy.name] = "weights were ignored"
+        return found
+
+    def _stopped(self) -> dict[tuple[str, str], str]:
+        """(learner, arm) -> the question for which it was given up early."""
+        stopped = self._store.get("stopped", {})
+        return {tuple(name.split("/", 1)): question for name, question in stopped.items()}  # type: ignore[misc]
+
+    def _clearly_harmful(self) -> set[str]:
+        """Hashes of arms that need no further cells; remembered, so that whoever resumes agrees."""
+        question = self.protocol.primary
+        keys = clearly_harmful(
+            self._boards(self.repeats_done), question, task=self.problem.task, metric=self._metric(question), cost=self.protocol.cost
+        )
+        harmful = [entry for entry in self._entries if (entry.learner.name, entry.remedy.name) in keys and not entry.remedy.shares_scores]
+        known = self._store.get("stopped", {})
+        self._store.set("stopped", known | {entry.arm.name: question for entry in harmful})
+        return {entry.arm.hash for entry in harmful}
+
+    def _more_repeats_help(self) -> bool:
+        question = self.protocol.primary
+        return more_repeats_help(
+            self._boards(self.repeats_done), question, task=self.problem.task, metric=self._metric(question), cost=self.protocol.cost
+        )
+
+    # -- the end ----------------------------------------------------------------------------------------------------------------------
+
+    def _choose(self) -> Recommendation:
+        question = self.protocol.primary
+        boards = self._boards(self.repeats_done)
+        if not boards:
+            raise CounterpoiseError("no baseline could be fitted: " + "; ".join(f"{'/'.join(key)}: {why}" for key, why in self._failures().items()))
+        return recommend(
+            boards,
+            {name: self.verdicts(name) for name in self.questions},
+            primary=question,
+            task=self.problem.task,
+            stages={entry.remedy.name: entry.remedy.stage for entry in self._entries},
+            metric=self._metric(question),
+            cost=self.protocol.cost,
+            accept_worse=self._accept_worse,
+        )
+
+    def _with_evidence(self, chosen: Recommendation) -> Recommendation:
+        seen = self._store.get("holdout")
+        if seen is not None and seen["for"] == f"{chosen.learner}/{chosen.arm}":
+            return replace(chosen, holdout=HoldoutVerdict(**seen["verdict"]))
+        if len(self.splits.holdout):
+            return chosen  # locked still
+        boards = self._boards(self.repeats_done)
+        baselines = [(board.learner, board.arms[0]) for board in boards]
+        question = self.protocol.primary
+        expected = bias_corrected_expectation(
+            boards,
+            question,
+            task=self.problem.task,
+            metric=self._metric(question),
+            cost=self.protocol.cost,
+            candidates=baselines if chosen.is_baseline else None,
+            seed=self.protocol.seed,
+        )
+        return replace(chosen, expected=expected)
+
+    def _finish(self, watcher: Watcher, *, fit: bool) -> None:
+        """Open the hold-out for the recommendation, save the model, write the results and the page."""
+        chosen = self._choose()
+        if fit:
+            if len(self.splits.holdout):
+                self._confirm(chosen)
+            self._save(chosen, watcher)
+        self._recommended = None
+        import io
+
+        buffer = io.BytesIO()
+        self.results.write_parquet(buffer)
+        _write_atomically(self.folder / "results.parquet", buffer.getvalue())
+        self.report()
+        for warning in self.warnings:
+            watcher.note("warning", warning)
+
+    def _confirm(self, chosen: Recommendation) -> None:
+        """Score recommended arm and baseline once on the locked rows; the answer is kept."""
+        name = f"{chosen.learner}/{chosen.arm}"
+        known = self._store.get("holdout")
+        if known is not None and known["for"] == name:
+            return
+        self._store.open_holdout(name, reopen=self._reopen_holdout)
+        held = self.splits.holdout
+        text = None if self.problem.text is None else self.problem.text[held]
+        parts = []
+        for arm in dict.fromkeys((BASELINE.name, chosen.arm)):
+            entry = self._entry(chosen.learner, arm)
+            trained = train(self.problem, self.protocol, self.splits, entry.learner, _fitting(entry), self.splits.rows, HOLDOUT_FIT, 0)
+            scores = make_scores(trained.model.estimator, trained.model.preprocess.transform(self.problem.X[held], text), self.problem.task)
+            threshold = trained.thresholds.get(entry.remedy.rule, [])
+            parts.append((scores, None if self.problem.task == "regression" else decide(scores, threshold)))
+        question = self.protocol.primary
+        verdict = holdout_verdict(
+            self.problem.y[held],
+            parts[0][0],
+            parts[-1][0],
+            parts[0][1],
+            parts[-1][1],
+            question=question,
+            task=self.problem.task,
+            metric=self._metric(question),
+            cost=self.protocol.cost,
+            blocks=self.problem.blocks[held],
+        )
+        from dataclasses import asdict
+
+        self._store.set("holdout", {"for": name, "verdict": asdict(verdict)})
+
+    def _fit(self, problem: Problem, splits: Splits, chosen: Recommendation) -> FittedModel:
+        from ._saving import FittedModel
+
+        entry = self._entry(chosen.learner, chosen.arm)
+        rows = np.arange(problem.n) if problem.fixed_test is None else np.flatnonzero(~problem.fixed_test)
+        trained = train(problem, self.protocol, splits, entry.learner, _fitting(entry), rows, FINAL_FIT, 0)
+        return FittedModel(
+            schema=problem.schema,
+            task=problem.task,
+            classes=problem.schema.classes,
+            preprocess=trained.model.preprocess,
+            estimator=trained.model.estimator,
+            threshold=trained.thresholds.get(entry.remedy.rule, []),
+            learner=chosen.learner,
+            remedy=chosen.arm,
+        )
+
+    def _save(self, chosen: Recommendation, watcher: Watcher) -> None:
+        from ._saving import save_model
+
+        name = f"{chosen.learner}/{chosen.arm}"
+        if self._store.get("model") == name and (self.folder / "model").exists():
+            return
+        try:
+            save_model(self.folder / "model", self._fit(self.problem, self.splits, chosen))
+        except InputError as error:
+            watcher.note("warning", str(error))
+            return
+        self._store.set("model", name)
+
+    def _shared_rows(self, frame: pl.DataFrame, entry: Entry) -> pl.DataFrame:
+        """Rows of an arm that sets another threshold on the baseline's scores."""
+        import polars as pl
+
+        base = self._score_hash(entry)
+        own = frame.filter((pl.col("arm_hash") == base) & (pl.col("drop") == NO_DROP))
+        names = [name for name in _metric_columns(frame) if name in frame.columns]
+        metrics: list[dict[str, float | None]] = []
+        thresholds: list[list[float] | None] = []
+        rows = self.splits.rows
+        for repeat, fold in own.select("repeat", "fold").iter_rows():
+            if (base, repeat, fold, NO_DROP) not in self._info:
+                metrics.append(dict.fromkeys(names))
+                thresholds.append(None)
+                continue
+            at = self.splits.test_index(repeat, fold)
+            scores = self._repeat_scores(base, repeat)[np.searchsorted(rows, at)]
+            threshold = self._threshold(entry, repeat, fold)
+            thresholds.append(threshold)
+            metrics.append(dict(cell_metrics(self.problem.task, self.problem.y[at], scores, threshold, cost=self.protocol.cost)))
+        return own.with_columns(
+            *(pl.Series(name, [one[name] for one in metrics], dtype=pl.Float64) for name in names),
+            pl.Series("threshold", thresholds, dtype=pl.List(pl.Float64)),
+            remedy=pl.lit(entry.remedy.name),
+            stage=pl.lit(entry.remedy.stage),
+            arm_hash=pl.lit(entry.arm.hash),
+        )
+
+
+def study(
+    data: Any,
+    y: Any = None,
+    *,
+    target: str | None = None,
+    positive: Any = None,
+    task: str = "auto",
+    test: Any = None,
+    groups: str | Sequence[str] = (),
+    cluster: str | None = None,
+    time: str | None = None,
+    weight: str | None = None,
+    cost: Mapping[str, float] | None = None,
+    text: str | Sequence[str] = (),
+    drop: str | Sequence[str] = (),
+    keep: str | Sequence[str] = (),
+    header: bool = True,
+    learners: Any = DEFAULT_LEARNERS,
+    remedies: Any = "all",
+    metric: str = "auto",
+    rope: Mapping[str, float] | float | None = None,
+    folds: int = 5,
+    repeats: int = 5,
+    trials: int | None = None,
+    budget: float | str | None = None,
+    jobs: int | None = None,
+    engine: str = "local",
+    seed: int = 0,
+    merge_rare: bool = False,
+    placebo: bool = True,
+    accept_worse: str | Sequence[str] = (),
+    reopen_holdout: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    command: str | None = None,
+    watcher: Watcher | None = None,
+) -> Study:
+    """Compare remedies for imbalance on one data set, each with the same splits, tuning and thresholds as doing nothing.
+
+    Args:
+        data: a path (csv, tsv, parquet, arrow, jsonl, also compressed), ``"sklearn:NAME"``, ``"openml:ID"``, ``"hf:NAME"``, the name of a
+            data set (:func:`counterpoise.datasets.names`), a polars or pandas frame, a pyarrow table, or an array (n, p).
+        y: the target, if it is not a column of ``data``.
+        target: the column to predict; named sets know theirs.
+        positive: the class that counts as positive; default the rarer one.
+        task: ``auto``, ``classification`` or ``regression``.
+        test: a second table, used once, as the hold-out.
+        groups: columns whose values are reported apart (worst group); they stay features.
+        cluster: column of rows that belong together (patient, customer): never split between folds.
+        time: column of time: always train on the past and test on the future.
+        weight: column of sample weights, used in fitting.
+        cost: ``{"fp": 1, "fn": 20}``: decisions minimize the mean cost instead.
+        text, drop, keep: columns to read as text, to leave out, to use although they look like an id or a leak.
+        header: False if the first line of a file is data.
+        learners: names (``linear``, ``trees``, ``mlp``, ``forest``), scikit-learn estimators or pipelines, or a mapping from names to them.
+        remedies: ``"all"``, names, :class:`counterpoise.studies.Remedy` objects, samplers with ``fit_resample``, or a mapping.
+        metric: ``auto`` (balanced accuracy; MAE), ``balanced_accuracy``, ``f1``, ``accuracy``, ``cost``, or ``auroc`` / ``log_loss`` to let
+            ranking or probabilities decide.
+        rope: differences below it do not matter: a number for the primary question, or a mapping by question.
+        folds, repeats: of the outer cross-validation; fewer folds where a class is rare.
+        trials: settings tried per cell, the same number for every arm; default 1 (the defaults).
+        budget: seconds, or ``"90s"``, ``"10m"``, ``"2h"``: a plan is made for it once. Without it nothing is timed, and two runs agree to
+            the digit.
+        jobs: processes; default one per core. engine: ``local``, ``ray`` or ``dask``.
+        seed: of every random stream.
+        merge_rare: join classes with fewer rows than folds.
+        placebo: include the arm that should never help.
+        accept_worse: questions on which a recommended remedy may do harm.
+        reopen_holdout: look at the locked rows again for another recommendation; the report will always say so.
+        out: folder of the study; None = a temporary one that goes with the returned object.
+        resume: continue what is in ``out``. The same call on a folder that holds its study always does; this only says so.
+        command: how the study can be run again, for the report.
+        watcher: is told what happens.
+
+    Returns:
+        The finished :class:`Study`.
+
+    Raises:
+        InputError: the data or an option cannot be used; StoreError: the folder cannot.
+
+    Example:
+        >>> import counterpoise
+        >>> study = counterpoise.study("breast-cancer", learners="linear", remedies=["weights"], repeats=1)
+        >>> [verdict.arm for verdict in study.verdicts("ranking")]
+        ['weights', 'placebo', 'nothing@0.5']
+    """
+    watcher = watcher or Watcher()
+    seconds = _seconds(budget)
+    problem = build_problem(
+        data,
+        y,
+        target=target,
+        positive=positive,
+        task=task,
+        test=test,
+        groups=_listed(groups),
+        cluster=cluster,
+        time=time,
+        weight=weight,
+        text=_listed(text),
+        drop=_listed(drop),
+        keep=_listed(keep),
+        header=header,
+        merge_rare=merge_rare,
+        folds=folds,
+    )
+    worse = _listed(accept_worse)
+    for question in worse:
+        check_choice("accept_worse", question, (*QUESTIONS["regression" if problem.task == "regression" else "classification"], "groups"))
+    if trials is None:
+        trials = TUNING_TRIALS if seconds is not None and seconds >= LONG_BUDGET else 1
+    protocol = make_protocol(problem, folds=folds, repeats=repeats, trials=trials, seed=seed, metric=metric, cost=cost, rope=rope)
+    chosen = _learners(learners)
+    entries, refused = entries_of(problem, chosen, as_remedies(remedies, placebo=placebo))
+    return _run(
+        problem,
+        protocol,
+        entries,
+        refused,
+        work=lambda arms, folder: CellWork(folder, protocol, arms),
+        options={"accept_worse": worse, "budget": seconds},
+        out=out,
+        jobs=_jobs(jobs),
+        engine=engine,
+        budget=seconds,
+        watcher=watcher,
+        command=command or f"counterpoise.study({problem.name!r}, ...)",
+        reopen_holdout=reopen_holdout,
+    )
+
+
+def _run(
+    problem: Problem,
+    protocol: Protocol,
+    entries: list[Entry],
+    refused: list[tuple[str, str, str]],
+    *,
+    work: Callable[[Mapping[str, tuple[Learner, Remedy]], str], Any],
+    options: dict[str, Any],
+    out: str | Path | None,
+    jobs: int,
+    watcher: Watcher,
+    command: str,
+    engine: str = "local",
+    budget: float | None = None,
+    reopen_holdout: bool = False,
+    finish: bool = True,
+) -> Study:
+    """Open or join the store, run the cells repeat by repeat, and close the study with its report."""
+    keep_alive = None
+    if out is None:
+        keep_alive = tempfile.TemporaryDirectory(prefix="counterpoise-")
+        out = keep_alive.name
+    options |= {
+        "arms": [entry.arm.name for entry in entries],
+        "repeats": protocol.repeats,
+        "rope": dict(protocol.rope),
+        "primary": protocol.primary,
+        "jackknife": protocol.jackknife,
+    }
+    header = {
+        "data_hash": problem.data_hash,
+        "protocol": protocol.to_dict(),
+        "protocol_hash": protocol.hash,
+        "options": options | {"command": command, "not_applicable": refused, "name": problem.name},
+        "versions": _versions(),
+        "seed": protocol.seed,
+    }
+    store = Store.join(out, header)
+    _refuse_other_options(store, options, out)
+    try:
+        problem_folder = save_problem(store.folder / "cache", problem)
+    except OSError as error:
+        raise StoreError(f"{out}: the table cannot be kept there ({error.strerror}); free some space or choose another folder (--out).") from error
+    arms = {entry.arm.hash: (entry.learner, entry.remedy) for entry in entries if not entry.remedy.shares_scores}
+    compute = work(arms, str(problem_folder))
+    store.add_arms([entry.arm for entry in entries])
+    runner = _Runner(store, problem, protocol, entries, refused, compute, jobs, engine, watcher)
+    plan = runner.make_plan(budget)
+    result = Study(
+        store,
+        problem,
+        protocol,
+        [entry for entry in entries if entry.arm in plan.arms],
+        plan,
+        accept_worse=options["accept_worse"],
+        command=command,
+        keep_alive=keep_alive,
+        reopen_holdout=reopen_holdout,
+    )
+    watcher.data(problem, result.diagnosis)
+    watcher.plan(plan)
+    runner.run(result, stop_early=budget is not None)
+    result._finish(watcher, fit=finish)
+    watcher.finished(result)
+    return result
+
+
+class _Runner:
+    """Runs the cells of a plan: repeat by repeat, then the jackknife."""
+
+    def __init__(
+        self,
+        store: Store,
+        problem: Problem,
+        protocol: Protocol,
+        entries: Sequence[Entry],
+        refused: Sequence[tuple[str, str, str]],
+        work: Any,
+        jobs: int,
+        engine: str,
+        watcher: Watcher,
+    ) -> None:
+        self.store, self.problem, self.protocol = store, problem, protocol
+        self.entries, self.refused, self.work = list(entries), tuple(refused), work
+        self.jobs, self.engine, self.watcher = jobs, engine, watcher
+
+    def make_plan(self, budget: float | None) -> Plan:
+        """Decide once what is run; whoever joins later gets the same plan."""
+        kept, repeats, shed, per_repeat = self.entries, self.protocol.repeats, [], None
+        stored = self.store.get("plan")
+        if stored is None and budget is not None:
+            stored = self.store.setdefault("plan", self._within(budget))
+        if stored is not None:
+            names = set(stored["arms"])
+            kept = [entry for entry in self.entries if entry.arm.hash in names]
+            repeats, shed, per_repeat = stored["repeats"], stored["shed"], stored["seconds_per_repeat"]
+        fitted = sum(not entry.remedy.shares_scores for entry in kept)
+        cells = fitted * self.protocol.folds * (repeats + self.protocol.jackknife)
+        counts = self.problem.counts if self.problem.task != "regression" else None
+        detectable = None
+        if counts is not None:
+            names_of = [entry.learner.name for entry in kept if entry.learner.name != "forest"]
+            detectable = min(smallest_detectable(int(counts.min() * (1 - self.protocol.holdout)), name) for name in dict.fromkeys(names_of))
+        return Plan(
+            arms=tuple(entry.arm for entry in kept),
+            repeats=repeats,
+            trials=self.protocol.trials,
+            cells=cells,
+            not_applicable=self.refused,
+            shed=tuple(shed),
+            seconds_per_repeat=per_repeat,
+            smallest_difference=detectable,
+        )
+
+    def _within(self, budget: float) -> dict[str, Any]:
+        """Time one cell of every arm (they count), then see what the budget buys."""
+        import time
+
+        started = time.monotonic()
+        fitted = [entry for entry in self.entries if not entry.remedy.shares_scores]
+        self._compute([CellId(NO_DROP, 0, 0, entry.arm.hash) for entry in fitted])
+        cells = self.store.cells()
+        seconds = dict(zip(cells["arm_hash"].to_list(), cells["seconds"].fill_null(0.0).to_list(), strict=True))
+        kept, repeats, shed, per_repeat = budgeted(
+            self.entries,
+            seconds,
+            budget=budget,
+            spent=time.monotonic() - started,
+            folds=self.protocol.folds,
+            repeats=self.protocol.repeats,
+            jobs=self.jobs,
+        )
+        return {"arms": [entry.arm.hash for entry in kept], "repeats": repeats, "shed": shed, "seconds_per_repeat": per_repeat}
+
+    def run(self, study: Study, *, stop_early: bool) -> None:
+        fitted = [entry.arm.hash for entry in study._entries if not entry.remedy.shares_scores]
+        total = len(fitted) * self.protocol.folds * (study.plan.repeats + self.protocol.jackknife)
+        watcher = _Counting(self.watcher, total, self.store)
+        dropped: set[str] = set()
+        for repeat in range(study.plan.repeats):
+            going = [arm for arm in fitted if arm not in dropped]
+            self._compute([CellId(NO_DROP, repeat, fold, arm) for fold in range(self.protocol.folds) for arm in going], watcher)
+            study._forget()
+            self.watcher.repeat(study, repeat + 1)
+            if stop_early and repeat >= 1:
+                harmful = study._clearly_harmful()
+                for arm in harmful - dropped:
+                    self.store.event("note", f"{arm} stopped early after repeat {repeat + 1}: clearly harmful")
+                dropped |= harmful
+                if not study._more_repeats_help():
+                    self.store.event("note", f"stopped after repeat {repeat + 1}: one more would not narrow the intervals")
+                    break
+        for group in range(self.protocol.jackknife):
+            self._compute([CellId(group, 0, fold, arm) for fold in range(self.protocol.folds) for arm in fitted if arm not in dropped], watcher)
+        study._forget()
+
+    def _compute(self, cells: Sequence[CellId], watcher: Watcher | None = None) -> None:
+        chosen = frozenset(cells)
+        self.store.add_cells(cells)
+        run_cells(self.store, self.work, jobs=self.jobs, engine=self.engine, watcher=watcher or self.watcher, select=chosen.__contains__)
+
+
+class _Counting(Watcher):
+    """Passes on what a run tells, with the cells of the whole plan as the total."""
+
+    def __init__(self, inner: Watcher, total: int, store: Store) -> None:
+        self._inner, self._total, self._store = inner, total, store
+        self._before = 0
+        self._part = 0
+
+    def cell(self, done: int, total: int, arm: Arm | None) -> None:
+        # A run counts the cells of its own repeat; what earlier repeats finished is added.
+        if arm is None and done == 0:
+            self._before += self._part
+        self._part = done
+        self._inner.cell(min(self._before + done, self._total), self._total, arm)
+
+    def note(self, level: str, text: str) -> None:
+        self._inner.note(level, text)
+
+
+def _fitting(entry: Entry) -> Remedy:
+    """What is fitted for an arm: the baseline, where only the threshold differs."""
+    return BASELINE if entry.remedy.shares_scores else entry.remedy
+
+
+def _plan_from(store: Store, entries: Sequence[Entry], options: Mapping[str, Any]) -> Plan:
+    stored = store.get("plan") or {}
+    kept = set(stored.get("arms", [entry.arm.hash for entry in entries]))
+    arms = tuple(entry.arm for entry in entries if entry.arm.hash in kept)
+    repeats = stored.get("repeats", options["repeats"])
+    return Plan(
+        arms=arms,
+        repeats=repeats,
+        trials=1,
+        cells=len(store.cells()),
+        not_applicable=tuple(tuple(row) for row in options["not_applicable"]),
+        shed=tuple(stored.get("shed", ())),
+        seconds_per_repeat=stored.get("seconds_per_repeat"),
+    )
+
+
+def _refuse_other_options(store: Store, options: Mapping[str, Any], out: Any) -> None:
+    """The same question must be asked of a folder that holds a study; what only sharpens the answer (``accept_worse``) may differ."""
+    there = store.header["options"]
+    changed = [
+        f"{name}: {_shown(there.get(name))} -> {_shown(options.get(name))}"
+        for name in sorted(set(options) - {"accept_worse"})
+        if json.loads(json.dumps(options.get(name))) != there.get(name)
+    ]
+    if changed:
+        raise InputError(
+            f"out: {out} holds another study ({'; '.join(changed)}); expected the options it was started with. Repeat them, or choose another folder (--out)."
+        )
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _learners(chosen: Any) -> list[Learner]:
+    if isinstance(chosen, Mapping):
+        found = [as_learner(value, name) for name, value in chosen.items()]
+    elif isinstance(chosen, (list, tuple)):
+        found = [as_learner(value) for value in chosen]
+    else:
+        found = [as_learner(chosen)]
+    names = [learner.name for learner in found]
+    if not names:
+        raise InputError("learners: got none; expected at least one of " + ", ".join(LEARNERS) + ".")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"learners: {name!r} was given twice; expected different names, e.g. learners={{'a': one, 'b': other}}.")
+    return found
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _jobs(jobs: int | None) -> int:
+    if jobs is None:
+        return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise InputError(f"jobs: got {jobs!r}; expected a number of processes >= 1.")
+    return jobs
+
+
+def _seconds(budget: float | str | None) -> float | None:
+    if budget is None:
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        seconds = float(budget[:-1]) * units[budget[-1]] if isinstance(budget, str) and budget[-1:] in units else float(budget)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"budget: got {budget!r}; expected a time such as 90, '90s', '10m' or '2h'.")
+    return seconds
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _metric_columns(frame: pl.DataFrame) -> list[str]:
+    """The columns of ``results`` that hold metrics: those between ``state`` and ``threshold``."""
+    columns = frame.columns
+    return columns[columns.index("state") + 1 : columns.index("threshold")]
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Beside and renamed, so that a reader sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written ({error.strerror}); every finished cell is safe, go on with --resume.") from error
+
+
+def _last_line(error: str | None) -> str:
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else "no reason was recorded"
+
+
+def _not_stored(*args: Any, **options: Any) -> Any:
+    raise CounterpoiseError("this learner is an object of the program that ran the study; fit it there.")

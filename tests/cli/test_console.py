@@ -1,0 +1,283 @@
+"""What a study shows while it runs, on terminals of two widths and where nothing can be redrawn."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from counterpoise.cli import _console
+from counterpoise.cli._console import ConsoleWatcher, TableRow, study_table
+from counterpoise.studies._types import Arm, Plan, Protocol
+
+METRICS = {"decisions": "balanced_accuracy", "ranking": "auroc", "probabilities": "log_loss"}
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+def row(arm: str, learner: str, *values: tuple[float, float, float, str], own: float = 0.8) -> TableRow:
+    return TableRow(
+        arm=arm,
+        learner=learner,
+        stage="data",
+        values=dict(zip(METRICS, values, strict=False)),
+        metric=dict.fromkeys(METRICS, own),
+        seconds=12.3,
+    )
+
+
+ROWS = [
+    row(
+        "balanced-forest",
+        "forest",
+        (0.0312, 0.011, 0.0514, "helps"),
+        (-0.002, -0.004, 0.001, "no difference"),
+        (-0.24, -0.31, -0.17, "harms"),
+    ),
+    row("nothing", "forest"),
+    row("smote", "linear", (0.004, -0.02, 0.028, "undecided"), (np.nan, np.nan, np.nan, "failed"), (0.0, 0.0, 0.0, "identical")),
+]
+
+
+class FinishedStudy:
+    metrics: Mapping[str, str] = METRICS
+    protocol = Protocol("binary", primary="decisions")
+    files: Mapping[str, Path] = {"report": Path("runs/a/report.html"), "model": Path("runs/a/model")}
+    recommendation = SimpleNamespace(summary=lambda: "Use it: balanced-forest raises balanced accuracy by 0.03 (at least 0.01).")
+
+    def table(self, question: str) -> list[TableRow]:
+        assert question == "decisions"
+        return ROWS
+
+
+def problem(**changes: Any) -> SimpleNamespace:
+    content = {
+        "name": "loans",
+        "n": 11183,
+        "p": 6,
+        "text": None,
+        "task": "binary",
+        "counts": np.array([10923, 260]),
+        "schema": SimpleNamespace(target="default", classes=("no", "yes [late]")),
+        "notices": ("3,338 rows are copies of another row.",),
+    }
+    return SimpleNamespace(**(content | changes))
+
+
+DIAGNOSIS = SimpleNamespace(summary=lambda: "Class 'no' is 97.7 % of the rows and 81 % of the step at the start of training.")
+PLAN = Plan(
+    tuple(Arm(r["learner"], r["arm"]) for r in ROWS),
+    repeats=5,
+    trials=8,
+    cells=75,
+    not_applicable=(("linear", "focal", "needs a net"), ("trees", "focal", "needs a net")),
+    shed=("mlp/over",),
+    seconds_per_repeat=60.0,
+    smallest_difference=0.0423,
+)
+
+
+def watch(watcher: ConsoleWatcher, *, cells: int = 75, repeats: int = 5) -> str:
+    with watcher:
+        watcher.data(problem(), DIAGNOSIS)
+        watcher.plan(PLAN)
+        for done in range(1, cells + 1):
+            watcher.cell(done, cells, PLAN.arms[0])
+            if done % (cells // repeats) == 0:
+                watcher.repeat(FinishedStudy(), done // (cells // repeats))
+        watcher.note("warning", "linear/over failed twice: out of memory")
+        watcher.finished(FinishedStudy())
+    file = watcher.console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def console(width: int, *, terminal: bool = False, height: int = 40) -> Console:
+    return Console(file=io.StringIO(), width=width, height=height, force_terminal=terminal, highlight=False, legacy_windows=False)
+
+
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_console, "_PROGRESS_SECONDS", 0.0)
+    text = watch(ConsoleWatcher(console(80)))
+    assert CONTROL.search(text) is None
+    lines = text.splitlines()
+    assert lines[:9] == [
+        "loans: 11,183 rows, 6 columns, 260 'yes [late]' (2.3 %) in 'default'.",
+        "Class 'no' is 97.7 % of the rows and 81 % of the step at the start of training.",
+        "note: 3,338 rows are copies of another row.",
+        "Plan: 3 arms, 5 repeats, 75 cells, 8 tuning trials in each, about 5 min.",
+        "The smallest difference that 4 of 5 such studies would find is about 0.042.",
+        "Left out, the budget does not reach: mlp/over.",
+        "Not applicable: linear/focal, trees/focal (needs a net).",
+        "  1 %  1 of 75 cells",
+        " 10 %  8 of 75 cells, about 1 s left",
+    ]
+    assert "Repeat 2 of 5 finished; best so far for decisions: balanced-forest (forest) +0.031 [+0.011, +0.051] helps." in lines
+    assert "warning: linear/over failed twice: out of memory" in lines
+    assert lines[-4:] == [
+        "Use it: balanced-forest raises balanced accuracy by 0.03 (at least 0.01).",
+        "",
+        "report  runs/a/report.html",
+        "model   runs/a/model",
+    ]
+    assert sum("of 75 cells" in line for line in lines) == 11  # the first cell, then every tenth
+
+
+def test_progress_lines_keep_their_distance() -> None:
+    text = watch(ConsoleWatcher(console(80)), cells=1000)
+    assert text.count("of 1,000 cells") == 2  # 1,000 cells in no time: the first line and the last
+
+
+def test_resumed_studies_do_not_count_what_was_there_in_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_console, "_PROGRESS_SECONDS", 0.0)
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    watcher = ConsoleWatcher(console(80))
+    for done in (50, 60, 70):
+        watcher.cell(done, 100, None)
+    assert watcher.console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        " 50 %  50 of 100 cells",
+        " 60 %  60 of 100 cells, about 40 s left",
+        " 70 %  70 of 100 cells, about 30 s left",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_table_fits_and_nothing_is_cut(width: int) -> None:
+    shown = console(width)
+    shown.print(study_table(ROWS, METRICS, width=width))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for expected in (
+        "balanced-forest",
+        "+0.031 helps",
+        "[+0.011, +0.051]",
+        "-0.002 no difference",
+        "-0.240 harms",
+        "+0.004 undecided",
+        "failed",
+        "+0.000 identical",
+        "baseline",
+        "balanced accuracy",
+        "log loss",
+    ):
+        assert expected in text
+    assert ("12.3" in text) == (width >= 110)
+
+
+def test_questions_that_do_not_fit_are_left_to_the_report() -> None:
+    for width, shown_questions in ((80, 3), (120, 3), (150, 4)):
+        shown = console(width)
+        shown.print(study_table(ROWS, METRICS | {"groups": "recall"}, width=width))
+        text = shown.file.getvalue()  # type: ignore[attr-defined]
+        assert ("groups" in text) == (shown_questions == 4) and "probabilities" in text
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_long_table_says_what_is_left_out() -> None:
+    shown = console(80)
+    shown.print(study_table(ROWS, METRICS, width=80, most=1))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "and 2 more" in text and "smote" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ((0.0004, -0.0001, 0.0009, "helps"), ("+0.000", "[+0.000, +0.001]")),
+        ((12.34, -5.0, 29.9, "helps"), ("+12.3", "[-5.0, +29.9]")),
+        ((1234.5, -20.0, 2345.6, "helps"), ("+1,234", "[-20, +2,346]")),
+        ((2e-5, 1e-5, 3e-5, "helps"), ("+2.0e-05", "[+1.0e-05, +3.0e-05]")),
+        ((0.0, 0.0, 0.0, "identical"), ("+0.000", "[+0.000, +0.000]")),
+        ((np.nan, np.nan, np.nan, "failed"), ("", "")),
+    ],
+)
+def test_numbers_have_the_decimals_they_deserve(value: tuple[float, float, float, str], shown: tuple[str, str]) -> None:
+    assert _console._numbers(value) == shown
+
+
+def test_a_terminal_is_redrawn_and_left_tidy() -> None:
+    text = watch(ConsoleWatcher(console(80, terminal=True)))
+    assert "\x1b[?25l" in text and text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")  # cursor hidden, then given back
+    assert "forest/balanced-forest" in text and "75/75" in text
+    final = text[text.rfind("\x1b[?25h") :]
+    assert "Use it: balanced-forest" in final and "runs/a/report.html" in final
+
+
+def test_the_cursor_comes_back_after_an_error() -> None:
+    watcher = ConsoleWatcher(console(80, terminal=True))
+    with pytest.raises(ZeroDivisionError), watcher:
+        watcher.cell(1, 10, None)
+        raise ZeroDivisionError
+    text = watcher.console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0
+
+
+def test_the_live_table_fits_the_screen() -> None:
+    shown = console(80, terminal=True, height=20)
+    watcher = ConsoleWatcher(shown)
+    with watcher:
+        watcher.plan(PLAN)
+        watcher.cell(1, 10, None)
+        many = FinishedStudy()
+        many.table = lambda question: ROWS * 10  # type: ignore[method-assign]
+        watcher.repeat(many, 1)
+        lines = shown.render_lines(watcher._picture())
+    assert len(lines) <= 20
+
+
+def test_color_is_left_out_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    colored = re.compile(r"\x1b\[[0-9;]*3[0-7]")
+    assert colored.search(watch(ConsoleWatcher(console(80, terminal=True))))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colored.search(watch(ConsoleWatcher(console(80, terminal=True))))
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert CONTROL.search(watch(ConsoleWatcher(console(80, terminal=True)))) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"task": "regression", "p": 1, "schema": SimpleNamespace(target="price", classes=())},
+            "loans: 11,183 rows, 1 column, regression on 'price'.",
+        ),
+        (
+            {"task": "multiclass", "counts": np.array([7, 3, 90]), "schema": SimpleNamespace(target="kind", classes=("a", "b", "c"))},
+            "loans: 11,183 rows, 6 columns, 3 classes in 'kind', from 3 ('b') to 90 ('c') rows.",
+        ),
+        ({"text": np.array(["x"])}, "loans: 11,183 rows, 6 columns and text, 260 'yes [late]' (2.3 %) in 'default'."),
+    ],
+)
+def test_data_line(changes: dict[str, Any], line: str) -> None:
+    assert _console._data_line(problem(**changes)) == line
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (7200, "2.0 h")])
+def test_duration(seconds: float, text: str) -> None:
+    assert _console._duration(seconds) == text
+
+
+def test_a_terminal_picture_can_be_exported() -> None:
+    recorded = Console(file=io.StringIO(), record=True, width=100, force_terminal=True, color_system="truecolor", highlight=False)
+    watch(ConsoleWatcher(recorded, animate=False))
+    picture = recorded.export_svg(title="counterpoise study")
+    assert picture.startswith("<svg") and "balanced-forest" in picture
+
+
+def test_importing_the_console_is_light() -> None:
+    heavy = ["torch", "sklearn", "polars", "matplotlib"]
+    code = f"import sys, counterpoise.cli._console; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets, ``$COUNTERPOISE_DATA``; tests that need it are skipped when there is none."""
+    folder = os.environ.get("COUNTERPOISE_DATA")
+    if not folder:
+        pytest.skip("needs real data sets: set COUNTERPOISE_DATA to their folder")
+    if not Path(folder).is_dir():
+        pytest.fail(f"COUNTERPOISE_DATA is {folder!r}, which is not a folder")
+    return Path(folder)
