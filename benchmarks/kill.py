@@ -2,8 +2,8 @@
 
     python benchmarks/kill.py [--kills 30] [--seed 0] [--keep] -- counterpoise study digits8 --learners linear --jobs 2
 
-The command is given without ``--out`` and ``--resume``; both are added. Half of the kills hit the parent alone, its whole process group, or
-all of it in turn, and half a random worker, if the command has any. A study that ends before all kills are spent is compared, and another
+The command is given without ``--out`` and ``--resume``; both are added. Half of the kills hit a random worker (if the command has any), a
+quarter the parent alone, a quarter its whole process group. A study that ends before all kills are spent is compared, and another
 one is begun. Passes (exit status 0) if every study ends like the undisturbed one in each column of ``results.parquet`` but the times, if
 no more cells were recomputed than were in flight, and if SQLite finds every store in order. Linux only.
 """
@@ -75,9 +75,7 @@ def check(folder: Path, expected: pl.DataFrame, lost: int) -> list[str]:
     (again,) = db.execute("SELECT COALESCE(SUM(interruptions), 0) FROM cell").fetchone()
     db.close()
     columns = differing(expected, pl.read_parquet(folder / "results.parquet"))
-    print(
-        f"  {states}, cells in flight at the kills {lost}, recomputed {again}, integrity {verdict}, columns that differ: {columns or 'none'}"
-    )
+    print(f"  {states}, in flight at the kills {lost}, recomputed {again}, integrity {verdict}, columns that differ: {columns or 'none'}")
     wrong = [f"column {name} differs" for name in columns]
     if again > lost:
         wrong.append(f"{again} cells recomputed, {lost} were in flight")

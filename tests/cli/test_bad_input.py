@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 Table = dict[str, list[Any]]
 
@@ -141,4 +143,41 @@ def test_a_folder_that_is_no_study(run: Callable[..., Any], tmp_path: Path, comm
     outcome = run(command, tmp_path, *([tmp_path / "data.csv"] if command == "predict" else []))
     outcome.assert_one_line()
     assert str(tmp_path) in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+COLUMNS = ["age", "income", "sex", "y", "", "Y", "absent", "a b"]
+VALUES = {
+    "target": ["y", "y", "y", "y", *COLUMNS],
+    "positive": ["yes", "no", "maybe", "1", ""],
+    "task": ["classification", "regression"],
+    **dict.fromkeys(("group", "cluster", "time", "weight", "text", "drop", "keep"), COLUMNS),
+    "test": ["data.csv", "absent.csv", ".", ""],
+    "cost": ["fp=1,fn=20", "fp=1e-300,fn=1e300", "fn=1"],
+    "metric": ["auto", "balanced_accuracy", "f1", "accuracy", "cost", "mae", "auroc", "log_loss", "r2", ""],
+    "rope": ["0", "0.1", "1e9", "decisions=0.1", "error=1", "tails=0", "x=1"],
+    "folds": ["2", "5", "100"],
+    "learners": ["linear", "trees,mlp", "forest", "svm"],
+    "remedies": ["all", "smote,balanced-forest", "focal", "nothing", "placebo", "magic"],
+    "budget": ["10m", "1s"],
+    "accept-worse": ["probabilities", "error", "fun"],
+    "seed": ["0", "4294967295"],
+}
+FLAGS = ["no-header", "merge-rare", "no-placebo", "reopen-holdout", "resume"]
+choices = st.sampled_from(sorted(VALUES)).flatmap(lambda name: st.sampled_from([f"--{name}={value}" for value in VALUES[name]]))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(options=st.lists(st.one_of(choices, choices, st.sampled_from([f"--{flag}" for flag in FLAGS])), max_size=6))
+def test_no_combination_of_options_gives_a_traceback(
+    options: list[str], run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All checks before the first fit are real; the fits are left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("counterpoise.studies._study._run", lambda *arguments, **options: None)
+    write(tmp_path / "data.csv", table(60, 20))
+    outcome = run("study", "data.csv", "--target", "y", *options)
+    assert outcome.code in (0, 2), outcome
+    if outcome.code == 2:
+        outcome.assert_one_line()
     assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]

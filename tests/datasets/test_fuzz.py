@@ -80,7 +80,11 @@ def check(source: Any, **options: Any) -> None:
 
 
 @FUZZ
-@given(content=st.binary(max_size=300), name=st.sampled_from(["a.csv", "a.jsonl", "a.tsv", "a.csv.gz", "a.parquet", "a.arrow"]), header=st.booleans())
+@given(
+    content=st.binary(max_size=300),
+    name=st.sampled_from(["a.csv", "a.jsonl", "a.tsv", "a.csv.gz", "a.parquet", "a.arrow"]),
+    header=st.booleans(),
+)
 def test_random_bytes(tmp_path: Path, content: bytes, name: str, header: bool) -> None:
     path = tmp_path / name
     path.write_bytes(content)

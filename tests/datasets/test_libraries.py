@@ -7,6 +7,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import ClassVar
 from urllib.error import URLError
 
 import polars as pl
@@ -34,7 +35,7 @@ def test_unknown_scikit_learn_set() -> None:
 class Recorded:
     """Answers of openml.org for data set 61 (iris), as recorded in scikit-learn's own tests."""
 
-    FILES = {
+    FILES: ClassVar = {
         r"/api/v1/json/data/61$": "api-v1-jd-61.json.gz",
         r"/data/features/61$": "api-v1-jdf-61.json.gz",
         r"/data/qualities/61$": "api-v1-jdq-61.json.gz",
@@ -45,9 +46,7 @@ class Recorded:
         url = request.full_url if hasattr(request, "full_url") else str(request)
         for pattern, name in self.FILES.items():
             if re.search(pattern, url):
-                stream = importlib.resources.files("sklearn.datasets.tests.data.openml.id_61").joinpath(name).open("rb")
-                stream.info = dict  # type: ignore[union-attr]
-                return Answer(stream)
+                return Answer(importlib.resources.files("sklearn.datasets.tests.data.openml.id_61").joinpath(name).open("rb"))
         raise URLError(f"nothing recorded for {url}")
 
 
@@ -96,7 +95,7 @@ def test_openml_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("sklearn.datasets._openml.urlopen", offline)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(InputError, match="openml:61.*connection"):
+    with pytest.raises(InputError, match=r"openml:61.*connection"):
         read_table("openml:61")
 
 

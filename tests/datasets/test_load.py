@@ -8,6 +8,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -151,7 +152,7 @@ def test_hashes_are_those_of_the_unpacked_files(data_folder: Path) -> None:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    requests: list[str] = []
+    requests: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
@@ -235,13 +236,13 @@ def test_not_found(server: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_offline(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "http://127.0.0.1:9/")  # the discard port: nobody listens
-    with pytest.raises(InputError, match="cannot be reached.*digits8") as caught:
+    with pytest.raises(InputError, match=r"cannot be reached.*digits8") as caught:
         load("toy")
     assert "\n" not in str(caught.value)
 
 
 def test_processed_sets_say_so(nowhere: Path) -> None:
-    with pytest.raises(InputError, match=r"no download, since columns that identify persons.*compas-scores-two-years\.csv\.gz.*COUNTERPOISE_DATA"):
+    with pytest.raises(InputError, match=r"no download, since columns that identify persons.*two-years\.csv\.gz.*COUNTERPOISE_DATA"):
         load("compas")
 
 

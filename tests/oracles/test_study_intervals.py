@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from counterpoise._stats import bonferroni, max_t, nadeau_bengio, repeat_variance, row_standard_error
 from counterpoise.studies._differences import Board, family_of
 from counterpoise.studies._metrics import cell_metrics, decide
 from counterpoise.studies._verdicts import verdicts
-
 from tests.oracles import oracle_files
 
 QUESTIONS = ["decisions", "ranking", "probabilities"]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
-    from ._dataset import Dataset
-    from ._imbalance import make_imbalanced
-    from ._load import load, names
-    from ._tables import read_table
+    from ._dataset import Dataset as Dataset
+    from ._imbalance import make_imbalanced as make_imbalanced
+    from ._load import load as load
+    from ._load import names as names
+    from ._tables import read_table as read_table
 
 __getattr__, __dir__, __all__ = attach(
     __name__,

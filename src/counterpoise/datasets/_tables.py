@@ -43,7 +43,8 @@ DELIMITERS = "\t;,|"
 HEAD = 1 << 16  # bytes looked at to find delimiter and header
 # What polars raises on purpose, and what reaches us when its Rust side gives up on damaged input.
 POLARS_ERRORS: tuple[type[BaseException], ...] = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
-CONVERSION_ERRORS = (*POLARS_ERRORS, TypeError, OverflowError)  # values of several types in one column of a table in memory
+# What a column of a table in memory raises if its values are of several types.
+CONVERSION_ERRORS: tuple[type[BaseException], ...] = (*POLARS_ERRORS, TypeError, OverflowError)
 
 
 def read_table(source: Any, header: bool = True) -> pl.DataFrame | Dataset:
@@ -118,7 +119,8 @@ def read_file(path: Path, *, header: bool = True, kind: str | None = None, quote
     suffix = suffixes[-1] if suffixes else ""
     kind = kind or KINDS.get(suffix)
     if kind is None:
-        _fail(path, f"{'the ending ' + suffix if suffix else 'a name without an ending'} says nothing about the format", f"Known: {ACCEPTED}")
+        ending = f"the ending {suffix}" if suffix else "a name without an ending"
+        _fail(path, f"{ending} says nothing about the format", f"Known: {ACCEPTED}")
     content: Path | bytes = _unpack(path, packing) if packing else path
     if len(content) == 0 if isinstance(content, bytes) else content.stat().st_size == 0:
         _fail(path, "the file is empty")

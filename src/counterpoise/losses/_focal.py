@@ -137,7 +137,8 @@ def _label_terms(inputs: Tensor, targets: Tensor, from_logits: bool) -> tuple[Te
     positive = targets == 1
     if from_logits:
         signed = torch.where(positive, inputs, -inputs)
-        return F.logsigmoid(signed), F.logsigmoid(-signed)
+        log_p = F.logsigmoid(signed)
+        return log_p, log_p - signed  # log sigmoid(-s) = log sigmoid(s) - s; rounding only shows where it is 0 to seven digits
     return _log(torch.where(positive, inputs, 1 - inputs)), _log(torch.where(positive, 1 - inputs, inputs))
 
 

@@ -302,6 +302,9 @@ def checked(boards: Sequence[Board], question: str) -> list[Board]:
             bad_input(f"boards[{board.learner!r}].score", f"shape {board.score.shape}", f"(arms, repeats, rows) = {shape}")
         if question in ("decisions", "groups") and board.decision is None:
             bad_input(f"boards[{board.learner!r}].decision", None, f"predicted codes, for the question {question!r}")
+        unseen = np.isnan(board.score.reshape(*shape, -1)[..., 0]).all(axis=(1, 2))
+        if unseen.any():
+            bad_input(f"boards[{board.learner!r}]", board.arms[int(np.argmax(unseen))], "arms with scores in at least one repeat")
     return [board.tested() for board in boards]
 
 

@@ -23,7 +23,7 @@ from counterpoise.datasets._tables import as_frame, read_table
 from counterpoise.groups import Groups
 
 from ._leakage import predicts_alone
-from ._schema import DATE_PARTS, Feature, Schema, canonical, is_whole, labels_of, numbers_of
+from ._schema import DATE_PARTS, Feature, Schema, canonical, is_whole, labels_of, merged_name, numbers_of
 from ._splits import strata_of
 from ._types import as_tuple
 
@@ -87,7 +87,7 @@ class Problem:
     @property
     def p(self) -> int:
         """Number of columns of X."""
-        return self.X.shape[1]
+        return int(self.X.shape[1])
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -264,7 +264,7 @@ def _collect(data: Any, y: Any, target: str | None, header: bool) -> _Table:
         column = _series("y", y, source.height)
         column_name = target or column.name or "y"
         if column_name in source.columns:
-            bad_input("y", column_name, "a name that is not a column of the table", "Leave the target out of X, or give target instead of y.")
+            bad_input("y", column_name, "a name that is no column of the table", "Leave it out of X, or give target instead of y.")
         return _Table(name, source.with_columns(column.alias(column_name)), column_name)
     if target is None:
         last = source.columns[-1]
@@ -432,13 +432,14 @@ def _infer_target(column: pl.Series, task: str, positive: Any, merge_rare: bool,
     if len(classes) == 2:
         return _two_classes(column, classes, merged, counts, positive, notices)
     if positive is not None:
-        bad_input("positive", positive, f"two classes, but {column.name!r} has {len(classes)} ({listing(map(repr, classes))})", "Leave --positive out.")
+        found = f"{len(classes)} ({listing(map(repr, classes))})"
+        bad_input("positive", positive, f"two classes, but {column.name!r} has {found}", "Leave --positive out.")
     for label in classes:
         count = counts.get(label, folds)
         if count < 2:
             raise InputError(f"{_rows(count)} of class {label!r}; a study needs at least 2. Use --merge-rare, or remove the class.")
         if count < folds:
-            notices.append(f"Class {label!r} has only {_rows(count)}, so there can be no more folds; --merge-rare puts rare classes together.")
+            notices.append(f"Class {label!r} has only {_rows(count)}, so there are no more folds; --merge-rare joins rare classes.")
     return _Target(column.name, "multiclass", tuple(classes), merged)
 
 
@@ -456,7 +457,7 @@ def _infer_regression(column: pl.Series, positive: Any) -> _Target:
 def _two_classes(
     column: pl.Series, classes: list[str], merged: tuple[str, ...], counts: dict[str, int], positive: Any, notices: list[str]
 ) -> _Target:
-    sizes = [counts[label] if label in counts else sum(counts[rare] for rare in merged) for label in classes]
+    sizes = [counts[label] if label in counts else sum(counts[part] for part in merged) for label in classes]
     rare = classes[0] if sizes[0] < sizes[1] else classes[1]
     if positive is None:
         label = rare
@@ -474,11 +475,7 @@ def _two_classes(
             "Collect more, or look at the data with: counterpoise diagnose."
         )
     negative = next(other for other in classes if other != label)
-    merged_last = merged if label not in counts else ()
-    if merged and not merged_last:  # codes of merged labels are those of the last class
-        negative, label = label, negative
-        merged_last = merged
-    return _Target(column.name, "binary", (negative, label), merged_last)
+    return _Target(column.name, "binary", (negative, label), merged)
 
 
 def _merge(classes: list[str], counts: dict[str, int], folds: int, notices: list[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -490,7 +487,7 @@ def _merge(classes: list[str], counts: dict[str, int], folds: int, notices: list
     while many < len(by_size) - 1 and (many < 2 or sum(counts[label] for label in by_size[:many]) < folds):
         many += 1
     rare = tuple(label for label in classes if label in by_size[:many])
-    name = " + ".join(rare)
+    name = merged_name(rare)
     notices.append(f"Classes with fewer rows than folds merged into {name!r} ({_rows(sum(counts[label] for label in rare))}).")
     return [label for label in classes if label not in rare] + [name], rare
 
@@ -635,7 +632,8 @@ def _copies(
     copies = int(same.sum())
     if copies:
         distinct = len(y) - copies
-        notices.append(f"{_rows(copies)} exact {'copies' if copies > 1 else 'copy'} of others ({distinct} distinct); copies stay in one fold.")
+        noun = "copies" if copies > 1 else "copy"
+        notices.append(f"{_rows(copies)} exact {noun} of others ({distinct} distinct); copies stay in one fold.")
     if task != "regression" and len(first) > keys["features"].n_unique():
         mixed = keys.select((pl.col("y").min().over("features") != pl.col("y").max().over("features")).sum()).item()
         notices.append(f"{_rows(mixed)} whose features occur with more than one class.")
@@ -696,18 +694,21 @@ def _check_counts(
     if fewest < needed:
         raise InputError(f"{fewest} {kind}{'s' * (fewest != 1)} of class {name!r}; a study needs at least {needed}. Collect more.")
     if fewest < FEW:
-        notices.append(f"Only {fewest} {kind}s of class {name!r}: thresholds come from the prior, and only differences above about .1 can show.")
+        limits = "thresholds come from the prior, and only differences above about .1 can show"
+        notices.append(f"Only {fewest} {kind}s of class {name!r}: {limits}.")
     if fixed_test is not None and len(np.unique(y[fixed_test])) < 2:
         bad_input("test", "rows of one class", "rows of at least two classes")
 
 
 def _ranks(column: pl.Series) -> npt.NDArray[np.int64]:
     if not (column.dtype.is_numeric() or column.dtype == pl.Datetime):
-        bad_input("time", f"{column.name!r} with values such as {column.drop_nulls()[:1].to_list()}", "numbers, or dates such as 2024-05-31")
+        found = f"{column.name!r} with values such as {column.drop_nulls()[:1].to_list()}"
+        bad_input("time", found, "numbers, or dates such as 2024-05-31")
     if column.dtype.is_float():
         column = column.fill_nan(None)
     if column.null_count():
-        bad_input("time", f"{column.name!r} with {_rows(column.null_count())} without a value", "a time for every row", "Fill or remove them.")
+        found = f"{column.name!r} with {_rows(column.null_count())} without a value"
+        bad_input("time", found, "a time for every row", "Fill or remove them.")
     return column.rank("dense").cast(pl.Int64).to_numpy() - 1
 
 

@@ -6,7 +6,7 @@ came from csv, where everything is text, or from parquet, where everything has a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import polars as pl
 from counterpoise._errors import InputError, listing
 from counterpoise.datasets._tables import MISSING_MARKERS
 
-__all__ = ["DATE_PARTS", "Feature", "Schema", "canonical", "is_whole", "labels_of", "numbers_of"]
+__all__ = ["DATE_PARTS", "Feature", "Schema", "canonical", "is_whole", "labels_of", "merged_name", "numbers_of"]
 
 FloatArray = npt.NDArray[np.floating]
 DATE_PARTS = ("year", "month", "weekday", "hour")
@@ -41,7 +41,8 @@ class Schema:
     """How a table becomes X, text and y.
 
     ``classes`` are the labels in the order of the codes of y (two classes: the second is the positive one); ``merged`` are the rare
-    labels that share the last class; ``dropped`` are (column, reason) of what is not used; ``dtype`` is the type of X.
+    labels that share the class called by all of them (``merged_name``); ``dropped`` are (column, reason) of what is not used;
+    ``dtype`` is the type of X.
     """
 
     features: tuple[Feature, ...]
@@ -64,7 +65,8 @@ class Schema:
         sources = dict.fromkeys([*(feature.source for feature in self.features), *self.text])
         missing = [column for column in sources if column not in frame.columns]
         if missing:
-            raise InputError(f"The table lacks the column{'s' * (len(missing) > 1)} {listing(map(repr, missing))}; it has {listing(frame.columns)}.")
+            plural = "s" * (len(missing) > 1)
+            raise InputError(f"The table lacks the column{plural} {listing(map(repr, missing))}; it has {listing(frame.columns)}.")
         X = np.empty((frame.height, len(self.features)), dtype=self.dtype)
         for j, feature in enumerate(self.features):
             X[:, j] = _encode(feature, frame[feature.source])
@@ -82,7 +84,8 @@ class Schema:
         if self.task == "regression":
             return numbers_of(column)
         labels = labels_of(column)
-        codes = {label: code for code, label in enumerate(self.classes)} | dict.fromkeys(self.merged, len(self.classes) - 1)
+        codes = {label: code for code, label in enumerate(self.classes)}
+        codes |= {label: codes[merged_name(self.merged)] for label in self.merged}
         unknown = [label for label in labels.unique().drop_nulls().sort() if label not in codes]
         if unknown:
             raise InputError(
@@ -103,6 +106,11 @@ class Schema:
         dropped = tuple((column, reason) for column, reason in values.pop("dropped"))
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return cls(features=features, dropped=dropped, **plain)
+
+
+def merged_name(labels: Iterable[str]) -> str:
+    """The name of a class that several rare ones were merged into."""
+    return " + ".join(labels)
 
 
 # -- columns ----------------------------------------------------------------------------------------------------------------------------
@@ -196,7 +204,8 @@ def _encode(feature: Feature, column: pl.Series) -> FloatArray:
     if feature.part:
         moments = canonical(column)
         if moments.dtype != pl.Datetime and moments.null_count() < len(moments):
-            raise InputError(f"Column {column.name!r} should hold dates such as 2024-05-31 or 2024-05-31 14:00, but holds {moments.drop_nulls()[0]!r}.")
+            found = repr(moments.drop_nulls()[0])
+            raise InputError(f"Column {column.name!r} should hold dates such as 2024-05-31 or 2024-05-31 14:00, but holds {found}.")
         return _date_part(moments, feature.part)
     if feature.kind == "numeric":
         return numbers_of(column)

@@ -188,9 +188,9 @@ def _at_most(bound: float) -> str:
 
 
 def between(low: float, high: float) -> tuple[str, str]:
-    """Both limits with as many decimals as a tenth of the width is worth; a limit off 0 never reads as 0."""
+    """Both limits, rounded to a fraction of the width; a limit off 0 never reads as 0."""
     width = max(high - low, 1e-12)
-    places = (0 if width >= 50 else 1) if width >= 5 else max(2, math.ceil(-math.log10(width / 5)))
+    places = (0 if width >= 50 else 1) if width >= 5 else max(2, math.ceil(-math.log10(width / 2.5)))
     while places < 6 and any(limit and not round(limit, places) for limit in (low, high)):
         places += 1
     return f"{low:+,.{places}f}", f"{high:+,.{places}f}"
