@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from joblib import Parallel, delayed
+
 from counterpoise._seeding import generator
-from counterpoise.datasets import load
-from counterpoise.studies._cell import run_cell
+from counterpoise.datasets import Dataset, load
+from counterpoise.studies._cell import run_cell, train
 from counterpoise.studies._differences import Board
 from counterpoise.studies._learners import Learner
-from counterpoise.studies._metrics import decide
+from counterpoise.studies._metrics import cell_metrics, decide
 from counterpoise.studies._plan import make_protocol
 from counterpoise.studies._problem import Problem, build_problem
 from counterpoise.studies._remedies import Draw, Remedy, TrainingRows
 from counterpoise.studies._splits import Splits
 from counterpoise.studies._types import CellId, Protocol
-from joblib import Parallel, delayed
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,32 @@ class FixedDrop(Remedy):
 def subsample(name: str, n: int, seed: int) -> Problem:
     """``n`` rows of a named set, stratified by class (a regression: at random), as a problem."""
     data = load(name)
+    frame = data.frame[chosen_rows(data, n, seed).tolist()]
+    return build_problem(frame, target=data.target, positive=data.positive, keep=frame.columns)
+
+
+def halves(name: str, n: int, seed: int) -> Problem:
+    """Like :func:`subsample`, with the remaining rows as a test table that the study never trains on."""
+    data = load(name)
+    return with_remainder(data.frame, data, chosen_rows(data, n, seed))
+
+
+def with_remainder(frame: pl.DataFrame, data: Dataset, chosen: npt.NDArray[np.int64]) -> Problem:
+    """The chosen rows of ``frame`` as a study, all others as its test table."""
+    rest = np.setdiff1d(np.arange(frame.height), chosen)
+    return build_problem(frame[chosen.tolist()], test=frame[rest.tolist()], target=data.target, positive=data.positive, keep=frame.columns)
+
+
+def chosen_rows(data: Dataset, n: int, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers of ``n`` rows in ascending order, stratified by class (a regression: at random)."""
     y = data.frame[data.target].to_numpy()
     rng = np.random.default_rng([seed, n])
     if data.task == "regression":
-        chosen = rng.permutation(len(y))[:n]
-    else:
-        labels, codes = np.unique(y, return_inverse=True)
-        share = np.bincount(codes) * n / len(y)
-        chosen = np.concatenate([rng.permutation(np.flatnonzero(codes == k))[: round(share[k])] for k in range(len(labels))])
-    frame = data.frame[np.sort(chosen).tolist()]
-    return build_problem(frame, target=data.target, positive=data.positive, keep=frame.columns)
+        return np.sort(rng.permutation(len(y))[:n])
+    labels, codes = np.unique(y, return_inverse=True)
+    share = np.bincount(codes) * n / len(y)
+    chosen = [rng.permutation(np.flatnonzero(codes == k))[: round(share[k])] for k in range(len(labels))]
+    return np.sort(np.concatenate(chosen))
 
 
 def board_of(problem: Problem, protocol: Protocol, arms: Sequence[Remedy], learner: Learner) -> tuple[Board, Splits]:
@@ -92,6 +109,18 @@ def board_of(problem: Problem, protocol: Protocol, arms: Sequence[Remedy], learn
         ),
         splits,
     )
+
+
+def truths(problem: Problem, protocol: Protocol, arms: Sequence[Remedy], learner: Learner, metric: str) -> list[float]:
+    """What each arm is worth: fitted once on all rows of the study, its threshold tuned there, scored on the rows the study never saw."""
+    splits = Splits(problem, protocol)
+    rest = splits.holdout
+    found = []
+    for arm in arms:
+        trained = train(problem, protocol, splits, learner, arm, splits.rows, "truth", 0)
+        scores = trained.model.scores(problem.X[rest], None, problem.task)
+        found.append(cell_metrics(problem.task, problem.y[rest], scores, trained.threshold)[metric])
+    return found
 
 
 def protocol_of(problem: Problem, seed: int, folds: int = 5, repeats: int = 5) -> Protocol:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from _null_studies import FixedDrop, board_of, protocol_of, run_many, subsample
+
 from counterpoise._stats import bonferroni, paired_t, wilson
 from counterpoise.studies._differences import family_of
 from counterpoise.studies._learners import BUILT_IN
@@ -67,7 +68,10 @@ def study(name: str, number: int, learner: str, fresh: bool = False) -> dict[str
 def table(rows: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
     """Markdown of the shares with 95 % Wilson intervals, and the bars that are missed."""
     sets = sorted({row["task"]["name"] for row in rows}, key=list(SETS).index)
-    lines = ["| question | procedure | " + " | ".join(f"{name}-{SETS[name][0]}" for name in sets) + " | pooled (95 %) |", "|---" * (len(sets) + 3) + "|"]
+    lines = [
+        "| question | procedure | " + " | ".join(f"{name}-{SETS[name][0]}" for name in sets) + " | pooled (95 %) |",
+        "|---" * (len(sets) + 3) + "|",
+    ]
     missed = []
     for question in QUESTIONS:
         for procedure in PROCEDURES:
@@ -77,7 +81,9 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
             low, high = wilson(sum(everything), len(everything))
             shares = {name: float(np.mean(values)) for name, values in hit.items()}
             lines.append(
-                f"| {question} | {procedure} | " + " | ".join(f"{shares[name]:.3f}" for name in sets) + f" | {pooled:.3f} ({low:.3f} to {high:.3f}) |"
+                f"| {question} | {procedure} | "
+                + " | ".join(f"{shares[name]:.3f}" for name in sets)
+                + f" | {pooled:.3f} ({low:.3f} to {high:.3f}) |"
             )
             if procedure == "rows":
                 if pooled > POOLED:
@@ -115,7 +121,9 @@ def main() -> int:
     print(f"{len(rows)} null studies, {options.learner}, {NULL_ARMS} null arms, K = R = 5\n\n{text}")
     if options.nightly:
         false = {question: sum(row["claims"][question]["rows"] > 0 for row in rows) for question in QUESTIONS}
-        missed = [f"{question}: {count} of {len(rows)} studies claim falsely" for question, count in false.items() if count >= NIGHTLY_LIMIT]
+        missed = [
+            f"{question}: {count} of {len(rows)} studies claim falsely" for question, count in false.items() if count >= NIGHTLY_LIMIT
+        ]
     print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
     return 1 if missed else 0
 

@@ -21,4 +21,4 @@ def class_weight_values(counts: npt.ArrayLike, scheme: str = "balanced", beta: f
     else:
         # expm1 and log1p keep the digits that 1 - beta**n loses when n (1 - beta) is small.
         raw = (1.0 - beta) / -np.expm1(n * np.log(beta)) if beta > 0 else np.ones_like(n)
-    return raw * (n.sum() / (n * raw).sum())
+    return np.asarray(raw * (n.sum() / (n * raw).sum()))

@@ -30,7 +30,7 @@ def bad_input(argument: str, value: Any, accepted: str, hint: str = "") -> NoRet
     ``argument`` names what was passed, ``value`` is what it was (shortened to 80 characters), ``accepted`` says what would do,
     and ``hint`` is the next step.
     """
-    shown = value if isinstance(value, str) and " " in value else repr(value)
+    shown = value if isinstance(value, str) and " " in value and value.isprintable() else repr(value)
     if len(shown) > 80:
         shown = shown[:77] + "..."
     raise InputError(f"{argument}: got {shown}; expected {accepted}." + (f" {hint}" if hint else ""))
@@ -54,7 +54,7 @@ def check_range(
     """Raise unless ``value`` is a finite number in [low, high] (or (low, high] with ``open_low``)."""
     kind = "an integer" if integer else "a number"
     bounds = _interval(low, high, open_low)
-    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)) and not _is_numpy_number(value, integer):
+    if isinstance(value, bool) or not _is_number(value, integer):
         bad_input(argument, value, f"{kind}{bounds}")
     if not (low < value if open_low else low <= value) or not value <= high:
         bad_input(argument, value, f"{kind}{bounds}")
@@ -75,7 +75,7 @@ def _interval(low: float, high: float, open_low: bool) -> str:
     return f" in {'(' if open_low else '['}{low:g}, {high:g}]"
 
 
-def _is_numpy_number(value: Any, integer: bool) -> bool:
+def _is_number(value: Any, integer: bool) -> bool:
     import numbers
 
     return isinstance(value, numbers.Integral if integer else numbers.Real)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
 import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from tests.studies.fake_study import FakeWork, arms, cells, computed, make_store
 
 from counterpoise._errors import CounterpoiseError, InputError, MissingExtraError, StoreError
 from counterpoise.studies import _runner, _store
-from counterpoise.studies._runner import SharedArray, run_cells, share_array
+from counterpoise.studies._runner import run_cells
 from counterpoise.studies._store import Store, results_frame, this_owner
 from counterpoise.studies._types import Arm, CellId, CellResult, Watcher
 
@@ -276,6 +276,17 @@ def test_work_that_cannot_be_sent(store: Store) -> None:
     assert store.states()["done"] == 30
 
 
+def test_work_that_workers_cannot_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is not installed where the workers run is one error, not that of every cell."""
+    module = types.ModuleType("only_here")
+    module.work = type("Work", (), {"__module__": "only_here", "__call__": lambda self, cell: result(cell)})  # type: ignore[attr-defined]
+    module.work.__qualname__ = "work"
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(InputError, match=r"a worker cannot load the learners .*only_here"):
+        run_cells(store, module.work(), jobs=2)
+    assert store.states()["todo"] == 30
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"jobs": 0}, "jobs: got 0"), ({"jobs": 2.0}, "jobs"), ({"engine": "rya"}, "Did you mean 'ray'")]
 )
@@ -377,6 +388,17 @@ def test_signals_leave_a_clean_store(tmp_path: Path, number: signal.Signals, job
         states, frame = store.states(), store.cells()
     assert states["run"] == 0 and states["done"] >= 2 and states["todo"] >= 2
     assert frame["interruptions"].sum() == 0
+
+
+def test_workers_leave_ctrl_c_to_the_parent(store: Store) -> None:
+    """A parent that answers Ctrl-C in its own way is not stopped by its workers."""
+
+    def work(cell: CellId) -> CellResult:
+        os.kill(os.getpid(), signal.SIGINT)
+        return result(cell)
+
+    run_cells(store, work, jobs=2)
+    assert store.states()["done"] == 30
 
 
 def test_own_handler_of_sigterm_is_left_alone(store: Store) -> None:
@@ -507,46 +529,3 @@ def test_missing_cluster_library(store: Store, engine: str, monkeypatch: pytest.
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'counterpoise\[{engine}\]'"):
         run_cells(store, FakeWork(), engine=engine)
-
-
-# --- shared arrays -----------------------------------------------------------------------------------------------------------------------
-
-
-def test_shared_array(tmp_path: Path) -> None:
-    array = np.random.default_rng(0).standard_normal((1000, 50)).astype(np.float32)
-    shared = share_array(tmp_path / "cache", "X", array)
-    assert len(pickle.dumps(shared)) < 500
-    loaded = pickle.loads(pickle.dumps(shared)).load()
-    assert isinstance(loaded, np.memmap) and loaded.dtype == np.float32
-    np.testing.assert_array_equal(loaded, array)
-    with pytest.raises(ValueError, match="read-only"):
-        loaded[0, 0] = 0
-
-    written = os.stat(shared.path).st_mtime_ns
-    assert share_array(tmp_path / "cache", "X", np.asfortranarray(array)) == shared  # the same values
-    assert os.stat(shared.path).st_mtime_ns == written
-    others = [share_array(tmp_path / "cache", "X", other) for other in (array.T, array.astype(np.float64), array + 1)]
-    assert len({shared, *others}) == 4
-    assert len(list((tmp_path / "cache").iterdir())) == 4  # and no half-written file
-
-
-def test_shared_array_reaches_the_workers(store: Store, tmp_path: Path) -> None:
-    shared = share_array(tmp_path / "cache", "X", np.arange(1000.0))
-
-    @dataclass(frozen=True)
-    class Sum:
-        array: SharedArray
-
-        def __call__(self, cell: CellId) -> CellResult:
-            answer = result(cell)
-            answer.metrics = {"sum": float(self.array.load().sum())}
-            return answer
-
-    run_cells(store, Sum(shared), jobs=2)
-    assert set(results_frame(store)["sum"]) == {499500.0}
-
-
-def test_shared_array_without_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot be written"):
-        share_array(tmp_path / "file" / "cache", "X", np.zeros(3))

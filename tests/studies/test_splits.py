@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from counterpoise.studies._splits import Splits, strata_of
 from counterpoise.studies._types import Protocol
 

@@ -236,10 +236,7 @@ def diagnose(
     Writes nothing."""
     _check_task(task)
 
-    import numpy as np
-
-    from counterpoise.diagnostics import diagnose as diagnose_table
-    from counterpoise.studies._preprocess import Preprocess
+    from counterpoise.studies._diagnosis import diagnose_problem
     from counterpoise.studies._problem import build_problem
 
     from ._console import ConsoleWatcher
@@ -259,15 +256,11 @@ def diagnose(
         header=not no_header,
         merge_rare=merge_rare,
     )
-    preprocess = Preprocess([len(feature.levels) for feature in problem.schema.features], scale=True, task=problem.task)
-    cleaned, words = preprocess.fit(problem.X, problem.text)
-    X = np.hstack([preprocess.fit_encode(cleaned, problem.y), *([] if words is None else [words])])
-    names = None if problem.task == "regression" else problem.schema.classes
     watcher = ConsoleWatcher()
-    watcher.data(problem, diagnose_table(X, problem.y, names))
-    for column, groups in problem.groups.items():
+    watcher.data(problem, diagnose_problem(problem))
+    for column in problem.groups:
         watcher.console.print(f"\nBy {column}:", markup=False, highlight=False)
-        watcher.console.print(diagnose_table(X, problem.y, names, groups).summary(), markup=False, highlight=False)
+        watcher.console.print(diagnose_problem(problem, column).summary(), markup=False, highlight=False)
 
 
 @app.command(

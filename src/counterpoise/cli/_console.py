@@ -171,7 +171,7 @@ class ConsoleWatcher(Watcher):
             if self._live is None:
                 self._live = Live(self._picture(), console=self.console, refresh_per_second=4, transient=True)
                 self._live.start()
-            self._progress.update(self._task, completed=done, total=total, description=arm.name if arm else "")
+            self._progress.update(self._task, completed=done, total=total, description=arm.name if arm else "cells")
             return
         now = time.monotonic()
         if self._first is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ class StudyDiagnosis:
 
 
 def diagnose(
-    X: npt.ArrayLike,
+    X: npt.ArrayLike | Callable[[npt.NDArray[np.int64]], npt.ArrayLike],
     y: npt.ArrayLike,
     class_names: Sequence[str] | None = None,
     groups: Groups | None = None,
@@ -141,8 +141,9 @@ def diagnose(
 
     Parameters
     ----------
-    X : array, shape (n, p)
-        Encoded features; NaN is filled with the column's mean, columns are standardized.
+    X : array, shape (n, p), or callable
+        Encoded features; NaN is filled with the column's mean, columns are standardized. A function from row numbers to their features
+        serves tables too large to be encoded whole.
     y : array, shape (n,)
         Integer codes 0..C-1 of the classes, or the continuous target.
     class_names : sequence of str, length C, or None for regression
@@ -167,10 +168,11 @@ def diagnose(
     >>> print(diagnosis.headline)
     Class 'benign' is 62.7 % of the rows and 51.6 % of the step at the start of training.
     """
-    X = np.asarray(X, dtype=np.float64)
     y = np.asarray(y)
-    if X.ndim != 2 or X.shape[0] != len(y) or not len(y):
-        bad_input("X", f"shape {X.shape}", f"a matrix with the {len(y)} rows of y")
+    if not callable(X):
+        X = np.asarray(X, dtype=np.float64)
+        if X.ndim != 2 or X.shape[0] != len(y) or not len(y):
+            bad_input("X", f"shape {X.shape}", f"a matrix with the {len(y)} rows of y")
     check_range("max_rows", max_rows, low=2, integer=True)
     groups = _default_groups(y, class_names) if groups is None else groups
     ids, names, group_kind = _as_groups(groups, len(y))
@@ -179,7 +181,7 @@ def diagnose(
     names = tuple(names[k] for k in present)
     counts = np.bincount(ids)
     rows, row_weight = _draw(ids, y if class_names is not None else None, max_rows, seed)
-    H = _standardized(X[rows])
+    H = _standardized(np.asarray(X(rows), dtype=np.float64) if callable(X) else X[rows])
     fold = _folds(ids[rows] if class_names is None else y[rows], seed)
     drawn = ids[rows]
 

@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
     __all__ = ["MLPClassifier", "MLPRegressor"]
 
-__getattr__, __dir__, __all__ = attach(__name__, {"MLPClassifier": "_mlp", "MLPRegressor": "_mlp"})  # noqa: F811
+__getattr__, __dir__, __all__ = attach(__name__, {"MLPClassifier": "_mlp", "MLPRegressor": "_mlp"})

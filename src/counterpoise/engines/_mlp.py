@@ -60,7 +60,7 @@ def _build_module(n_features: int, hidden: tuple[int, ...], n_outputs: int) -> n
     return nn.Sequential(*layers, nn.Linear(width, n_outputs))
 
 
-class _BaseMLP(BaseEstimator):
+class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """What classifier and regressor share: the training by steps."""
 
     def __init__(
@@ -96,7 +96,10 @@ class _BaseMLP(BaseEstimator):
             module = _build_module(X.shape[1], tuple(self.hidden), n_outputs)
         net = _skorch_net(module, loss, lr=self.lr, weight_decay=self.weight_decay, device=self.device)
         net.set_params(
-            iterator_train=_StepBatches, iterator_train__batch_size=self.batch_size, iterator_train__max_steps=steps, iterator_train__seed=seed
+            iterator_train=_StepBatches,
+            iterator_train__batch_size=self.batch_size,
+            iterator_train__max_steps=steps,
+            iterator_train__seed=seed,
         )
         net.fit({"X": torch.from_numpy(X), "weight": torch.from_numpy(weight)}, target)
         self.module_: nn.Sequential = net.module_.eval()
@@ -115,9 +118,17 @@ class _BaseMLP(BaseEstimator):
 
     @classmethod
     def from_state(
-        cls, params: Mapping[str, Any], state_dict: Mapping[str, Tensor], n_features: int, classes: npt.ArrayLike | None = None
+        cls,
+        params: Mapping[str, Any],
+        state_dict: Mapping[str, Tensor],
+        n_features: int,
+        classes: npt.ArrayLike | None = None,
+        target: tuple[float, float] | None = None,
     ) -> Self:
-        """A fitted estimator from its parameters and the tensors of its network (what is written to disk)."""
+        """A fitted estimator from its parameters and the tensors of its network (what is written to disk).
+
+        A classifier needs its ``classes``, a regressor the mean and scale of its ``target``.
+        """
         estimator = cls(**params)
         n_outputs = state_dict[list(state_dict)[-1]].shape[0]
         estimator.module_ = _build_module(n_features, tuple(estimator.hidden), n_outputs)
@@ -126,10 +137,12 @@ class _BaseMLP(BaseEstimator):
         estimator.n_features_in_ = n_features
         if classes is not None:
             estimator.classes_ = np.asarray(classes)
+        if target is not None:
+            estimator.target_mean_, estimator.target_scale_ = target
         return estimator
 
 
-class MLPClassifier(ClassifierMixin, _BaseMLP):
+class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
     """A perceptron with ReLU layers for two or more classes, trained by Adam for a fixed number of steps.
 
     Minimises ``sum_i w_i loss(z_i, y_i) / B`` over batches of ``B`` rows, ``w`` scaled to mean 1. The network has one output (a logit) for
@@ -153,7 +166,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     """
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Self:
-        X, y = validate_data(self, X, y, dtype=np.float32)
+        rows, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -161,7 +174,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         binary = len(self.classes_) == 2
         target = torch.from_numpy(codes).float()[:, None] if binary else torch.from_numpy(codes)
         loss = self.loss or (nn.BCEWithLogitsLoss(reduction="none") if binary else nn.CrossEntropyLoss(reduction="none"))
-        self._train(X, target, _weights(sample_weight, X), 1 if binary else len(self.classes_), loss)
+        self._train(rows, target, _weights(sample_weight, rows), 1 if binary else len(self.classes_), loss)
         return self
 
     def decision_function(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -181,10 +194,10 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
         """(n,) the most probable class."""
         winner = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[winner]
+        return np.asarray(self.classes_[winner])
 
 
-class MLPRegressor(RegressorMixin, _BaseMLP):
+class MLPRegressor(RegressorMixin, _BaseMLP):  # type: ignore[misc]
     """A perceptron with ReLU layers for one real target, trained by Adam for a fixed number of steps.
 
     The target is standardised inside; ``loss`` (default: squared error, per row) sees the standardised values, shape (B, 1). The other
@@ -198,11 +211,11 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     """
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Self:
-        X, y = validate_data(self, X, y, dtype=np.float32, y_numeric=True)
+        rows, y = validate_data(self, X, y, dtype=np.float32, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
         self.target_mean_, self.target_scale_ = float(y.mean()), float(y.std()) or 1.0
         target = torch.from_numpy(((y - self.target_mean_) / self.target_scale_).astype(np.float32))[:, None]
-        self._train(X, target, _weights(sample_weight, X), 1, self.loss or nn.MSELoss(reduction="none"))
+        self._train(rows, target, _weights(sample_weight, rows), 1, self.loss or nn.MSELoss(reduction="none"))
         return self
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -222,7 +235,7 @@ def _skorch_net(module: nn.Module, loss: nn.Module, *, lr: float, weight_decay: 
 
         def get_loss(self, y_pred: tuple[Tensor, Tensor], y_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             output, weight = y_pred
-            per_row = self.criterion_(output, y_true.to(self.device)).reshape(len(weight), -1).mean(dim=1)
+            per_row: Tensor = self.criterion_(output, y_true.to(self.device)).reshape(len(weight), -1).mean(dim=1)
             return (per_row * weight).mean()
 
     return WeightedNet(
@@ -248,7 +261,7 @@ def _weights(sample_weight: npt.ArrayLike | None, X: npt.NDArray[np.float32]) ->
     from sklearn.utils.validation import _check_sample_weight
 
     weight = _check_sample_weight(sample_weight, X, dtype=np.float32, ensure_non_negative=True)
-    return weight * np.float32(len(weight) / weight.sum())
+    return np.asarray(weight * np.float32(len(weight) / weight.sum()))
 
 
 def _chunks(X: npt.NDArray[np.float32], size: int) -> Iterator[npt.NDArray[np.float32]]:

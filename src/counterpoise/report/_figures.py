@@ -223,13 +223,15 @@ def _thresholds(panel: ThresholdPanel) -> Figure:
     for x, word, color, dashes in ((panel.default, "0.5", MUTED, (0, (3, 3))), (panel.chosen, "chosen", INK, "-")):
         if low <= x <= high:
             ax.axvline(x, color=color, lw=1.2, ls=dashes)
+            # The two labels lean away from each other, so that they stay apart however close the lines are.
+            left = (x < panel.default) if word == "chosen" else (x <= panel.chosen)
             ax.annotate(
                 f"{word} {number(x, 2)}" if word == "chosen" else word,
                 (x, 1),
-                (0, 13),
+                (-3 if left else 3, 13),
                 xycoords=ax.get_xaxis_transform(),
                 textcoords="offset points",
-                ha="center",
+                ha="right" if left else "left",
                 va="center",
                 color=color,
                 weight="bold" if word == "chosen" else "normal",

@@ -112,7 +112,7 @@ def run_cell(problem: Problem, protocol: Protocol, splits: Splits, learner: Lear
 def train(
     problem: Problem, protocol: Protocol, splits: Splits, learner: Learner, remedy: Remedy, rows: IntArray, repeat: int | str, fold: int
 ) -> Trained:
-    """Tune ``protocol.trials`` settings in the inner folds, set the threshold on the best one's out-of-fold scores, refit on all ``rows``."""
+    """Tune ``protocol.trials`` settings in inner folds, set the threshold on the best one's out-of-fold scores, refit on all ``rows``."""
     space = joint_space(learner, remedy)
     base = (repeat, fold, key_of(arm_of(learner, remedy).hash))
     pairs = splits.inner_pairs(rows, splits.inner_folds(rows, repeat, fold)) if _needs_inner(problem, protocol, rows) else []
@@ -125,7 +125,7 @@ def train(
     for trial in range(protocol.trials):
         params = tuner.ask()
         # Settings are compared on the same random numbers; without anything to set, the seed itself is what differs between trials.
-        stream = (*base, trial if not space else 0)
+        stream: tuple[str | int, ...] = (*base, trial if not space else 0)
         scores, scored = _blank_scores(problem, len(rows)), np.zeros(len(rows), dtype=bool)
         for inner, (fit_rows, score_at) in enumerate(pairs):
             model = fit_once(problem, learner, remedy, fit_rows, params, seed_integer(protocol.seed, *stream, inner), max_steps, notes)

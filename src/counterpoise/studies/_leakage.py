@@ -79,7 +79,7 @@ def _sorts_classes(x: FloatArray, y: npt.NDArray[np.generic]) -> bool:
     label, hits = _majorities(codes, y)
     mixed = len(y) - int(hits.sum()) + int(np.count_nonzero(np.diff(label)))
     counts = np.unique(y, return_counts=True)[1]
-    return mixed <= len(counts) - 1 + (1 - LEAKAGE_LIMIT) * (len(y) - counts.max())
+    return bool(mixed <= len(counts) - 1 + (1 - LEAKAGE_LIMIT) * (len(y) - counts.max()))
 
 
 def _majorities(codes: npt.NDArray[np.int64], y: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -119,7 +119,7 @@ def _halves(x: FloatArray, y: npt.NDArray[np.generic], task: str) -> float:
         label[: len(known)] = known
         correct = float(np.mean(label[codes[judged]] == truth))
         rest = 1 - np.bincount(truth.astype(np.int64)).max() / len(truth)
-        return 1 - (1 - correct) / rest
+        return float(1 - (1 - correct) / rest)
     means = np.bincount(codes[first], weights=y[first].astype(np.float64), minlength=len(values)) / np.maximum(count, 1)
     predicted = means[codes[judged]]
     if task == "binary":

@@ -83,9 +83,7 @@ def _trees(task: str, params: Mapping[str, Any], seed: int) -> Any:
     )
 
 
-def _mlp(
-    task: str, params: Mapping[str, Any], seed: int, *, loss: nn.Module | None = None, max_steps: int | None = None
-) -> Any:
+def _mlp(task: str, params: Mapping[str, Any], seed: int, *, loss: nn.Module | None = None, max_steps: int | None = None) -> Any:
     from counterpoise.engines import MLPClassifier, MLPRegressor
 
     kind = MLPRegressor if task == "regression" else MLPClassifier
@@ -147,11 +145,15 @@ def _users(estimator: Any, name: str) -> Learner:
     from sklearn.utils.validation import has_fit_parameter
 
     if name in BUILT_IN:
-        raise InputError(f"learners: the name {name!r} is taken by a built-in learner; give yours another: learners={{'my-{name}': estimator}}.")
+        raise InputError(
+            f"learners: the name {name!r} is taken by a built-in learner; give yours another: learners={{'my-{name}': estimator}}."
+        )
 
     def build(task: str, params: Mapping[str, Any], seed: int) -> Any:
         copy = clone(estimator)
         seeded = {key: seed for key, value in copy.get_params().items() if key.endswith("random_state") and value is None}
         return copy.set_params(**seeded)
 
-    return Learner(name, build, takes_weights=has_fit_parameter(estimator, "sample_weight"), code_version=repr(estimator), about=repr(estimator))
+    return Learner(
+        name, build, takes_weights=has_fit_parameter(estimator, "sample_weight"), code_version=repr(estimator), about=repr(estimator)
+    )

@@ -154,7 +154,8 @@ def _log_loss_rows(y: IntArray, score: npt.NDArray[np.floating], multi: bool) ->
     if multi:
         loss = -np.take_along_axis(score, np.broadcast_to(y, score.shape[:-1])[..., None], axis=-1)[..., 0].astype(np.float64)
     else:
-        loss = np.logaddexp(0.0, np.where(y == 1, -score, score).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # NaN: an arm that was not run
+            loss = np.logaddexp(0.0, np.where(y == 1, -score, score).astype(np.float64))
     return np.clip(loss, -np.log1p(-EPS), -np.log(EPS))
 
 

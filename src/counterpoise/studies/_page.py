@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,13 +74,13 @@ def study_view(study: Study) -> view.StudyView:
         notices=study.problem.notices,
         not_applicable=study.plan.not_applicable,
         failed=tuple(study.failed),
-        footer=f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by counterpoise {study.versions.get('counterpoise', '')}.",
+        footer=f"Study of {study.created:%Y-%m-%d %H:%M} UTC, counterpoise {study.versions.get('counterpoise', '')}.",
     )
 
 
 def difference_of(verdict: Verdict) -> view.Difference:
     return view.Difference(
-        arm=verdict.arm,
+        arm=f"{verdict.arm} ({verdict.group})" if verdict.group else verdict.arm,
         learner=verdict.learner,
         estimate=verdict.estimate,
         low=verdict.low,
@@ -92,7 +92,7 @@ def difference_of(verdict: Verdict) -> view.Difference:
     )
 
 
-def _panel(study: Study, question: str, verdicts: tuple[Verdict, ...]) -> view.QuestionPanel:
+def _panel(study: Study, question: str, verdicts: Sequence[Verdict]) -> view.QuestionPanel:
     metric = study.metrics[question]
     rows = sorted(verdicts, key=lambda verdict: verdict.arm == PLACEBO.name)  # best first as given, the placebo last
     return view.QuestionPanel(
@@ -102,15 +102,20 @@ def _panel(study: Study, question: str, verdicts: tuple[Verdict, ...]) -> view.Q
         rows=tuple(difference_of(verdict) for verdict in rows),
         rope=verdicts[0].rope if verdicts else math.nan,
         unit=metric.replace("_", " "),
-        note="Scores as they come; weights and resampling shift the class frequencies, see calibration below." if question == "probabilities" else "",
+        note="Scores as they come; weights and resampling shift the class frequencies, see calibration below."
+        if question == "probabilities"
+        else "",
     )
 
 
-def _rows(study: Study, verdicts: dict[str, tuple[Verdict, ...]]) -> list[view.HeadlineRow]:
+def _rows(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[view.HeadlineRow]:
     differences: dict[tuple[str, str], dict[str, view.Difference]] = {}
     for question, judged in verdicts.items():
         for verdict in judged:
-            differences.setdefault((verdict.learner, verdict.arm), {})[question] = difference_of(verdict)
+            known = differences.setdefault((verdict.learner, verdict.arm), {})
+            # With several group columns the table shows the one that suffers most.
+            if question not in known or verdict.estimate < known[question].estimate:
+                known[question] = difference_of(verdict)
     rows = []
     for row in study.table():
         key = (row["learner"], row["arm"])
@@ -135,9 +140,12 @@ def _data(study: Study) -> str:
     text = f"{problem.n:,} rows, {problem.p:,} columns"
     if problem.task == "binary":
         positive = int(problem.counts[1])
-        return f"{text}, {positive:,} of class {problem.schema.classes[1]!r} ({100 * positive / problem.n:.2g} %) in {problem.schema.target!r}"
+        return (
+            f"{text}, {positive:,} of class {problem.schema.classes[1]!r} ({100 * positive / problem.n:.2g} %) in {problem.schema.target!r}"
+        )
     if problem.task == "multiclass":
-        return f"{text}, {len(problem.schema.classes)} classes in {problem.schema.target!r}, the rarest with {int(problem.counts.min()):,} rows"
+        classes = f"{len(problem.schema.classes)} classes in {problem.schema.target!r}"
+        return f"{text}, {classes}, the rarest with {int(problem.counts.min()):,} rows"
     return f"{text}, target {problem.schema.target!r} from {problem.y.min():.4g} to {problem.y.max():.4g}"
 
 
@@ -197,7 +205,9 @@ def _calibration(study: Study, learner: str, arm: str) -> view.Calibration | Non
     shifted = any(not np.allclose(prior, effective, atol=1e-6) for prior, effective in priors)
     if shifted:
         curves.append(curve("after prior correction", corrected))
-    return view.Calibration(arm, learner, tuple(curves), "" if shifted else "Trained on the class frequencies of the data: there is nothing to correct.")
+    return view.Calibration(
+        arm, learner, tuple(curves), "" if shifted else "Trained on the class frequencies of the data: there is nothing to correct."
+    )
 
 
 def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
@@ -256,7 +266,7 @@ def _ranges(study: Study, learner: str, arm: str) -> view.RangesTable:
     return view.RangesTable(tuple(parts), unit=study.problem.schema.target)
 
 
-def _undecided(study: Study, verdicts: dict[str, tuple[Verdict, ...]]) -> list[view.Undecided]:
+def _undecided(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[view.Undecided]:
     smallest = int(study.problem.counts.min()) if study.problem.task != "regression" else study.problem.n
     parts = []
     for question, judged in verdicts.items():
@@ -283,7 +293,10 @@ def _protocol(study: Study) -> list[tuple[str, str]]:
     protocol, splits = study.protocol, study.splits
     kinds = {"stratified": "stratified folds", "clusters": "folds of whole clusters", "time": "forward chaining in time"}
     facts = [
-        ("Splits", f"{protocol.folds} {kinds[protocol.split]}, {study.repeats_done} of {study.plan.repeats} repeats; the same for every arm"),
+        (
+            "Splits",
+            f"{protocol.folds} {kinds[protocol.split]}, {study.repeats_done} of {study.plan.repeats} repeats; the same for every arm",
+        ),
         ("Tuning", f"{protocol.trials} setting{'s' if protocol.trials > 1 else ''} per fit and arm, in {protocol.inner_folds} inner folds"),
         ("Threshold", f"tuned for {protocol.metric.replace('_', ' ')} on out-of-fold scores of the training rows, the baseline's too"),
         ("Intervals", "simultaneous over all arms and learners of a question, 95 %"),

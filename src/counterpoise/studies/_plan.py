@@ -141,9 +141,7 @@ class Entry:
     remedy: Remedy
 
 
-def entries_of(
-    problem: Problem, learners: Sequence[Learner], remedies: Sequence[Remedy]
-) -> tuple[list[Entry], list[tuple[str, str, str]]]:
+def entries_of(problem: Problem, learners: Sequence[Learner], remedies: Sequence[Remedy]) -> tuple[list[Entry], list[tuple[str, str, str]]]:
     """All arms in the order they are run, and (learner, remedy, reason) of those that cannot be used here.
 
     Remedies that replace the learner (ensembles) bring the plain ensemble of the same size with them, as a learner of its own.

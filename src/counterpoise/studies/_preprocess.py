@@ -64,7 +64,7 @@ class Preprocess:
     def cleaned_categorical(self) -> npt.NDArray[np.bool_]:
         """Which columns of the cleaned matrix are category codes; the others are numbers. Order: numeric (with indicators), categories."""
         width = len(self._parts["imputer"].get_feature_names_out()) if "imputer" in self._parts else 0
-        return np.r_[np.zeros(width, dtype=bool), np.ones(len(self._one_hot) + len(self._target), dtype=bool)]
+        return np.arange(width + len(self._one_hot) + len(self._target)) >= width
 
     def fit(self, X: FloatArray, text: npt.NDArray[np.object_] | None = None) -> tuple[FloatArray, FloatArray | None]:
         """Fit all that does not look at the target on the training rows; returns them cleaned, and their text features."""
@@ -120,7 +120,7 @@ class Preprocess:
             blocks.append(filled)
         blocks += [self._codes(X, columns) for columns in (self._one_hot, self._target) if len(columns)]
         if len(blocks) == 1:
-            return blocks[0]
+            return np.asarray(blocks[0])
         return np.hstack(blocks) if blocks else np.empty((len(X), 0), dtype=X.dtype)
 
     def encode(self, cleaned: FloatArray) -> FloatArray:

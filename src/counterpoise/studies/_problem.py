@@ -79,6 +79,10 @@ class Problem:
     notices: tuple[str, ...]
     data_hash: str
 
+    def __repr__(self) -> str:
+        classes = f", {listing(self.schema.classes)}" if self.schema.classes else ""
+        return f"Problem({self.name!r}: {self.n} rows, {self.p} columns, {self.task}{classes})"
+
     @property
     def n(self) -> int:
         """Number of rows, those of a test file included."""
@@ -155,8 +159,10 @@ def build_problem(
         InputError: one sentence about what cannot be used and what to do.
 
     >>> problem = build_problem("breast-cancer-rare")
-    >>> problem.task, problem.n, problem.p, problem.schema.classes, problem.counts.tolist()
-    ('binary', 375, 30, ('benign', 'malignant'), [357, 18])
+    >>> problem
+    Problem('breast-cancer-rare': 375 rows, 30 columns, binary, benign, malignant)
+    >>> problem.X.shape, problem.counts.tolist()
+    ((375, 30), [357, 18])
     """
     check_choice("task", task, (*TASKS, "binary", "multiclass"))
     check_range("folds", folds, low=2, integer=True)

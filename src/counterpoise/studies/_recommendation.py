@@ -86,8 +86,10 @@ class HoldoutVerdict:
         >>> HoldoutVerdict("confirmed", 0.03, 0.011, 0.049, "decisions", "balanced_accuracy", 0.85, 2000).sentence()
         'On 2,000 rows locked away until now: confirmed (balanced accuracy better by +0.01 to +0.05).'
         """
-        low, high = between(self.low, self.high)
         metric = METRIC_WORDS.get(self.metric, self.metric)
+        if self.low == self.high == 0:
+            return f"On {self.rows:,} rows locked away until now: {metric} {_level(self.value)}."
+        low, high = between(self.low, self.high)
         return f"On {self.rows:,} rows locked away until now: {self.outcome} ({metric} better by {low} to {high})."
 
 

@@ -285,7 +285,9 @@ BUILT_IN: tuple[Remedy, ...] = (
     BASELINE,
     HALF,
     PLACEBO,
-    _Classification("prior", "decision", "threshold from the class frequencies in closed form, not tuned", rule="prior", paper="15 imbalance-study"),
+    _Classification(
+        "prior", "decision", "threshold from the class frequencies in closed form, not tuned", rule="prior", paper="15 imbalance-study"
+    ),
     _Weights("weights", "loss", "inverse-frequency weights", paper="15 imbalance-study"),
     _Over("over", "data", "random over-sampling to equal counts", paper="15 imbalance-study"),
     _Under("under", "data", "random under-sampling to equal counts", paper="15 imbalance-study"),
@@ -312,7 +314,7 @@ def as_remedies(chosen: str | Sequence[Any] | Mapping[str, Any], *, placebo: boo
     if isinstance(chosen, Mapping):
         items = list(chosen.items())
     else:
-        names: Sequence[Any] = [chosen] if isinstance(chosen, (str, Remedy)) or hasattr(chosen, "fit_resample") else chosen  # type: ignore[list-item, assignment]
+        names: Sequence[Any] = [chosen] if isinstance(chosen, (str, Remedy)) or hasattr(chosen, "fit_resample") else chosen
         items = [(None, item) for item in names]
     wanted: list[Remedy] = [BASELINE, HALF] + ([PLACEBO] if placebo else [])
     for name, item in items:

@@ -10,13 +10,11 @@ should that happen again, runs alone, so that no other cell is blamed for it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -24,24 +22,20 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import cloudpickle
-import numpy as np
-import numpy.typing as npt
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
-from counterpoise._errors import CounterpoiseError, StoreError, bad_input, check_choice
+from counterpoise._errors import CounterpoiseError, InputError, StoreError, bad_input, check_choice
 from counterpoise._extras import require
 
-from ._store import Select, Store, explained, this_owner
+from ._store import Select, Store, this_owner
 from ._types import CellId, CellResult, Watcher
 
-__all__ = ["SharedArray", "run_cells", "share_array"]
+__all__ = ["run_cells"]
 
 ENGINES = ("local", "ray", "dask")
 RENEWAL = 20.0  # seconds between two renewals of the leases, a third of a lease
@@ -248,7 +242,12 @@ def _attempt(work: Work, cell: CellId) -> CellResult | _Failure:
 
 @lru_cache(maxsize=2)
 def _loaded(pickled: bytes) -> Work:
-    work: Work = cloudpickle.loads(pickled)
+    try:
+        work: Work = cloudpickle.loads(pickled)
+    except Exception as error:  # once for all cells: it is raised in the parent and ends the run
+        raise InputError(
+            f"a worker cannot load the learners ({error}): install where it runs what they are made of, or use one local job."
+        ) from error
     return work
 
 
@@ -352,40 +351,3 @@ def _backend(engine: str, jobs: int) -> Iterator[tuple[type[BaseException], ...]
                 stack.callback(client.close)
             stack.enter_context(parallel_config(backend="dask"))
             yield (distributed.KilledWorker,)
-
-
-# --- large arrays --------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SharedArray:
-    """An array in a file. Pickled, it is a path: all workers of a machine map the same pages of memory."""
-
-    path: str
-
-    def load(self) -> npt.NDArray[Any]:
-        """The array as a read-only memory map."""
-        array: npt.NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return array
-
-
-def share_array(folder: str | Path, name: str, array: npt.NDArray[Any]) -> SharedArray:
-    """Write ``array`` to ``folder/NAME-HASH.npy``, unless it is there; of several processes that do so, each finds a whole file."""
-    array = np.ascontiguousarray(array)
-    content = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
-    content.update(array.reshape(-1).view(np.uint8).data)
-    target = Path(folder) / f"{name}-{content.hexdigest()}.npy"
-    try:
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".npy", delete=False) as file:
-                try:
-                    np.save(file, array, allow_pickle=False)
-                    file.flush()
-                    os.replace(file.name, target)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-    except OSError as error:
-        raise explained(error, target) from error
-    return SharedArray(str(target))

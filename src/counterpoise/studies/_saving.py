@@ -298,12 +298,9 @@ def _build_net(folder: Path, net: Mapping[str, Any]) -> Any:
     tensors = load_file(folder / NET_FILE)
     params = net["params"] | {"hidden": tuple(net["params"]["hidden"])}
     # The order of the layers is that of model.json: a safetensors file has an order of its own.
-    estimator = getattr(engines, net["type"]).from_state(
-        params, {name: tensors[name] for name in net["tensors"]}, net["n_features"], net["classes"]
+    return getattr(engines, net["type"]).from_state(
+        params, {name: tensors[name] for name in net["tensors"]}, net["n_features"], net["classes"], net["target"]
     )
-    if net["target"] is not None:
-        estimator.target_mean_, estimator.target_scale_ = net["target"]
-    return estimator
 
 
 def _untrusted(path: Path) -> list[str]:

@@ -104,7 +104,7 @@ class Schema:
         values: dict[str, Any] = {field.name: content[field.name] for field in fields(cls) if field.name in content}
         features = tuple(Feature(**{**feature, "levels": tuple(feature["levels"])}) for feature in values.pop("features"))
         dropped = tuple((column, reason) for column, reason in values.pop("dropped"))
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return cls(features=features, dropped=dropped, **plain)
 
 

@@ -97,11 +97,11 @@ class Splits:
     def _train_rows(self, rows: IntArray, folds: npt.NDArray[np.int8], fold: int) -> IntArray:
         """Rows to train on when ``fold`` is tested: all others, or in time order only the earlier ones (copies of test rows left out)."""
         if self._protocol.split != "time":
-            return rows[folds != fold]
+            return np.asarray(rows[folds != fold])
         assert self._problem.time is not None
         test = rows[folds == fold]
         earlier = rows[self._problem.time[rows] < self._problem.time[test].min()]
-        return earlier[~np.isin(self._problem.blocks[earlier], self._problem.blocks[test])]
+        return np.asarray(earlier[~np.isin(self._problem.blocks[earlier], self._problem.blocks[test])])
 
     def _lock_away(self) -> IntArray:
         if self._problem.fixed_test is not None:
@@ -114,13 +114,13 @@ class Splits:
             cut = np.quantile(self._problem.time, 1 - self._protocol.holdout)
             return np.flatnonzero(self._problem.time > cut)
         pieces = max(2, round(1 / self._protocol.holdout))
-        return rows[self._assign(rows, pieces, HOLDOUT_STREAM) == 0]
+        return np.asarray(rows[self._assign(rows, pieces, HOLDOUT_STREAM) == 0])
 
     def _assign(self, rows: IntArray, k: int, *key: str | int, forward: bool = True) -> npt.NDArray[np.int8]:
         """Fold ids in [0, k) for ``rows``; blocks whole, strata spread evenly; in time order contiguous stretches, the first one -1."""
         if self._protocol.split == "time" and forward:
             return self._stretches(rows, k)
-        blocks, first, inverse = np.unique(self._problem.blocks[rows], return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(self._problem.blocks[rows], return_index=True, return_inverse=True)
         seed = seed_integer(self._protocol.seed, *key)
         if self._protocol.split == "clusters":
             return self._assign_clusters(rows, inverse, k, seed)

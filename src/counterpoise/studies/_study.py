@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,20 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoise._errors import CounterpoiseError, InputError, StoreError, check_choice
+from counterpoise._errors import CounterpoiseError, InputError, StoreError, check_choice, check_range
 
 from ._cell import make_scores, train
+from ._diagnosis import diagnose_problem
+from ._differences import Board, metric_of
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner, as_learner
 from ._metrics import cell_metrics, decide
 from ._plan import QUESTIONS, Entry, budgeted, entries_of, make_protocol
 from ._problem import Problem, build_problem
-from ._remedies import BASELINE, STAGE_ORDER, Remedy, as_remedies
-from ._remedies import BUILT_IN as REMEDIES
-from ._runner import run_cells
-from ._splits import Splits
-from ._store import Store, results_frame
-from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher
 from ._recommendation import (
     HoldoutVerdict,
     Recommendation,
@@ -35,7 +32,12 @@ from ._recommendation import (
     holdout_verdict,
     recommend,
 )
-from ._differences import Board, metric_of
+from ._remedies import BASELINE, Remedy, as_remedies
+from ._remedies import BUILT_IN as REMEDIES
+from ._runner import run_cells
+from ._splits import Splits
+from ._store import Store, results_frame
+from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher
 from ._verdicts import CALIBRATED_LEARNERS, Verdict, Verdicts, clearly_harmful, compare, more_repeats_help, smallest_detectable, verdicts
 from ._work import CellWork, load_problem, save_problem
 
@@ -95,10 +97,17 @@ class Study:
         self._accept_worse = tuple(accept_worse)
         self._keep_alive = keep_alive  # the temporary folder, when nobody named one
         self._reopen_holdout = reopen_holdout
+        self._kept_scores: dict[tuple[str, int], npt.NDArray[np.floating]] = {}
+        self._judged: dict[Any, Verdicts] = {}
+        self._recommended: Recommendation | None = None
+        self._means: dict[tuple[str, str], dict[str, float]] | None = None
+        self._board_cache: dict[int, list[Board]] = {}
+        self._info: dict[tuple[str, int, int, int], dict[str, Any]] = {}
         self._forget()
 
     def __repr__(self) -> str:
-        return f"Study({self.problem.name!r}, {len(self.plan.arms)} arms, {self.repeats_done} of {self.plan.repeats} repeats, in {str(self.folder)!r})"
+        progress = f"{self.repeats_done} of {self.plan.repeats} repeats"
+        return f"Study({self.problem.name!r}, {len(self.plan.arms)} arms, {progress}, in {str(self.folder)!r})"
 
     # -- opening ----------------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +121,9 @@ class Study:
         try:
             problem = load_problem(str(Path(folder) / "cache" / header["data_hash"]))
         except OSError as error:
-            raise StoreError(f"{folder}: the table of the study (cache/{header['data_hash']}) is gone; run the study again: {options['command']}") from error
+            raise StoreError(
+                f"{folder}: the table of the study (cache/{header['data_hash']}) is gone; run the study again: {options['command']}"
+            ) from error
         by_name = {remedy.name: remedy for remedy in REMEDIES}
         entries = [
             Entry(
@@ -182,9 +193,7 @@ class Study:
             raise InputError(f"train_fn: got {type(train_fn).__name__}; expected a function train_fn(kit, seed).")
         repeats, seed = (seeds, 0) if isinstance(seeds, int) else (len(seeds), int(seeds[0]) if len(seeds) else 0)
         problem = problem_of_targets(y, task=task, positive=positive, groups=groups, name=name)
-        protocol = make_protocol(
-            problem, folds=folds, repeats=repeats, seed=seed, metric=metric, cost=cost, rope=rope, holdout=False
-        )
+        protocol = make_protocol(problem, folds=folds, repeats=repeats, seed=seed, metric=metric, cost=cost, rope=rope, holdout=False)
         # A valid part is held back from every training part; tails of a regression are judged without the jackknife's extra trainings.
         protocol = replace(protocol, inner_folds=max(2, min(5, protocol.inner_folds + 1)), jackknife=0)
         loop = Learner("loop", _not_stored, takes_loss=True, about="your training loop")
@@ -210,10 +219,7 @@ class Study:
     @cached_property
     def diagnosis(self) -> StudyDiagnosis:
         """What dominates the training signal, see :func:`counterpoise.diagnostics.diagnose`."""
-        from counterpoise.diagnostics import diagnose
-
-        classes = list(self.problem.schema.classes) or None
-        return diagnose(self.problem.X, self.problem.y, classes, seed=self.protocol.seed)
+        return diagnose_problem(self.problem, seed=self.protocol.seed)
 
     @property
     def repeats_done(self) -> int:
@@ -223,7 +229,7 @@ class Study:
             return 0
         open_repeats = cells.filter(cells["state"].is_in(["todo", "run"]))["repeat"]
         first_open = open_repeats.min()
-        return int(cells["repeat"].max()) + 1 if first_open is None else int(first_open)  # type: ignore[arg-type, call-overload]
+        return int(cells["repeat"].max()) + 1 if first_open is None else int(first_open)  # type: ignore[arg-type]
 
     @property
     def results(self) -> pl.DataFrame:
@@ -249,7 +255,8 @@ class Study:
         """Every arm against the baseline of its learner, for one question, best first.
 
         Args:
-            question: ``decisions``, ``ranking``, ``probabilities`` or ``groups``; for a regression ``error`` or ``tails``. None = the primary.
+            question: ``decisions``, ``ranking``, ``probabilities`` or ``groups``; for a regression ``error`` or ``tails``.
+                None = the primary one.
             interval: ``rows`` (default), ``nadeau-bengio`` or ``jackknife`` (regression).
             rope: half-width of the region of practical equivalence, in units of the metric; None = that of the study.
             level: simultaneous coverage over the family of all arms and learners.
@@ -276,7 +283,9 @@ class Study:
         return {question: metric_of(question, self.problem.task, self._metric(question), self.protocol.cost) for question in self.questions}
 
     def compare(self, first: str, second: str, question: str | None = None, *, learner: str | None = None) -> Verdict:
-        """One arm against another, e.g. ``study.compare("smote", "weights")``: a family of one, so only for a comparison decided on beforehand.
+        """One arm against another, e.g. ``study.compare("smote", "weights")``.
+
+        A family of one: only for a comparison that was decided on beforehand.
 
         ``first`` and ``second`` are remedies of ``learner`` (default: the recommended learner), or ``"learner/remedy"``.
         """
@@ -315,14 +324,11 @@ class Study:
                 kind="hold-out",
                 metric=seen.metric,
                 value=seen.value,
-                baseline=seen.value - seen.estimate if seen.metric not in _LOSSES else seen.value + seen.estimate,
-                gain=seen.estimate,
-                low=seen.low,
-                high=seen.high,
+                **({} if found.is_baseline else _gain(seen)),
                 rows=seen.rows,
                 positives=int((codes == 1).sum()) if self.problem.task == "binary" else None,
                 verdict="" if found.is_baseline else seen.outcome,
-                note=seen.sentence() if not found.is_baseline else f"The recommended baseline on {seen.rows:,} rows locked away until now.",
+                note=seen.sentence(),
             )
         if found.expected is not None:
             guess = found.expected
@@ -330,9 +336,7 @@ class Study:
                 kind="bias-corrected cross-validation",
                 metric=guess.metric,
                 value=guess.value,
-                gain=guess.gain,
-                low=guess.low,
-                high=guess.high,
+                gain=float("nan") if found.is_baseline else guess.gain,
                 note=guess.sentence(),
             )
         return None
@@ -340,13 +344,14 @@ class Study:
     # -- what is shown ----------------------------------------------------------------------------------------------------------------
 
     def table(self, question: str | None = None) -> list[dict[str, Any]]:
-        """The arms, best first: ``arm``, ``learner``, ``stage``, ``values`` (question -> estimate, low, high, verdict), ``metric`` (question ->
-        the arm's own mean), ``seconds`` per cell."""
+        """The arms, best first: ``arm``, ``learner``, ``stage``, ``values`` (question -> estimate, low, high, verdict), ``metric``
+        (question -> the arm's own mean), ``seconds`` per cell."""
         question = question or self.protocol.primary
         values: dict[tuple[str, str], dict[str, tuple[float, float, float, str]]] = {}
         for name in self.questions:
-            for verdict in self.verdicts(name):
-                values.setdefault((verdict.learner, verdict.arm), {})[name] = (verdict.estimate, verdict.low, verdict.high, verdict.verdict)
+            for verdict in reversed(self.verdicts(name)):  # of several group columns the worst is shown: verdicts come best first
+                known = values.setdefault((verdict.learner, verdict.arm), {})
+                known.setdefault(name, (verdict.estimate, verdict.low, verdict.high, verdict.verdict))
         rows = []
         for entry in self._entries:
             key = (entry.learner.name, entry.remedy.name)
@@ -383,6 +388,11 @@ class Study:
         return self._means.get((learner, arm), {})
 
     @property
+    def created(self) -> datetime:
+        """When the study was started (UTC)."""
+        return datetime.fromisoformat(self._store.header["created_at"])
+
+    @property
     def versions(self) -> dict[str, str]:
         """Versions of the packages the study was started with."""
         return dict(self._store.header["versions"])
@@ -398,15 +408,15 @@ class Study:
         found = []
         for question in self.questions:
             found += [
-                f"The placebo appears to help ({verdict.learner}, {question}): something is wrong with the data or the protocol; trust no verdict."
+                f"The placebo appears to help ({verdict.learner}, {question}): something is wrong with the data or the protocol; "
+                "trust no verdict."
                 for verdict in self.verdicts(question)
                 if verdict.arm == "placebo" and verdict.verdict == "helps"
             ]
         openings = self._store.get("holdout_openings", [])
         if len(openings) > 1:
-            found.append(
-                f"The hold-out was opened {len(openings)} times ({', '.join(opening['for'] for opening in openings)}): it confirms nothing any more."
-            )
+            names = ", ".join(opening["for"] for opening in openings)
+            found.append(f"The hold-out was opened {len(openings)} times ({names}): it confirms nothing any more.")
         return found
 
     def note_of(self, learner: str, arm: str) -> str:
@@ -452,13 +462,39 @@ class Study:
         """
         problem, splits = self.problem, self.splits
         if X is not None:
-            names = list(dict.fromkeys(feature.source for feature in problem.schema.features))
-            positive = problem.schema.classes[1] if problem.task == "binary" else None
-            kind = "regression" if problem.task == "regression" else "classification"
-            target = problem.schema.target if y is None else None
-            problem = build_problem(X, y, target=target, positive=positive, task=kind, text=problem.schema.text, keep=names)
-            splits = Splits(problem, replace(self.protocol, holdout=0.0, fixed_test=False))
+            problem = self._problem_like(X, y)
+            splits = Splits(problem, replace(self.protocol, split="stratified", holdout=0.0, fixed_test=False))
         return self._fit(problem, splits, self.recommendation)
+
+    def _problem_like(self, X: Any, y: Any) -> Problem:
+        """Another table read by the schema of this study: columns, categories and classes as they were."""
+        from counterpoise.datasets._tables import as_frame
+
+        schema = self.problem.schema
+        frame = as_frame(X)
+        if y is not None:
+            import polars as pl
+
+            frame = frame.with_columns(pl.Series(schema.target, np.asarray(y)))
+        target = schema.encode_target(frame)
+        known = np.isfinite(target) & (target >= 0) if schema.task != "regression" else np.isfinite(target)
+        frame, target = frame.filter(known), target[known]
+        features, text = schema.encode(frame)
+        whole = np.column_stack([np.nan_to_num(features, nan=-np.inf), target])
+        blocks = np.unique(whole, axis=0, return_inverse=True)[1].reshape(-1)
+        return replace(
+            self.problem,
+            X=features,
+            text=text,
+            y=target,
+            groups={},
+            blocks=blocks,
+            clustered=False,
+            copies=len(blocks) - len(np.unique(blocks)),
+            time=None,
+            weight=None,
+            fixed_test=None,
+        )
 
     # -- scores -----------------------------------------------------------------------------------------------------------------------
 
@@ -484,13 +520,11 @@ class Study:
 
     def _forget(self) -> None:
         """New cells may have come in: everything derived is computed again; scores of finished cells never change and are kept."""
-        self._kept_scores: dict[tuple[str, int], npt.NDArray[np.floating]] = getattr(self, "_kept_scores", {})
-        self._judged: dict[Any, Verdicts] = {}
-        self._recommended: Recommendation | None = None
-        self._means: dict[tuple[str, str], dict[str, float]] | None = None
-        self._board_cache: dict[int, list[Board]] = {}
+        self._judged.clear()
+        self._recommended = self._means = None
+        self._board_cache.clear()
+        self._info.clear()
         self._cells = self._store.cells()
-        self._info: dict[tuple[str, int, int, int], dict[str, Any]] = {}
         done = self._cells.filter(self._cells["state"] == "done")
         for row in done.select("arm_hash", "repeat", "fold", "drop", "threshold", "extra_json").iter_rows():
             self._info[row[:4]] = {"threshold": json.loads(row[4]), "extra": json.loads(row[5])}
@@ -561,7 +595,9 @@ class Study:
                 blocks = ranks * TIME_BLOCKS // len(rows)
             boards = []
             for learner in dict.fromkeys(entry.learner.name for entry in self._entries):
-                entries = [entry for entry in self._entries if entry.learner.name == learner and (learner, entry.remedy.name) not in failures]
+                entries = [
+                    entry for entry in self._entries if entry.learner.name == learner and (learner, entry.remedy.name) not in failures
+                ]
                 if not entries or entries[0].remedy.name != BASELINE.name:
                     continue
                 boards.append(
@@ -654,7 +690,7 @@ class Study:
     def _stopped(self) -> dict[tuple[str, str], str]:
         """(learner, arm) -> the question for which it was given up early."""
         stopped = self._store.get("stopped", {})
-        return {tuple(name.split("/", 1)): question for name, question in stopped.items()}  # type: ignore[misc]
+        return {tuple(name.split("/", 1)): question for name, question in stopped.items()}
 
     def _clearly_harmful(self) -> set[str]:
         """Hashes of arms that need no further cells; remembered, so that whoever resumes agrees."""
@@ -679,7 +715,9 @@ class Study:
         question = self.protocol.primary
         boards = self._boards(self.repeats_done)
         if not boards:
-            raise CounterpoiseError("no baseline could be fitted: " + "; ".join(f"{'/'.join(key)}: {why}" for key, why in self._failures().items()))
+            raise CounterpoiseError(
+                "no baseline could be fitted: " + "; ".join(f"{'/'.join(key)}: {why}" for key, why in self._failures().items())
+            )
         return recommend(
             boards,
             {name: self.verdicts(name) for name in self.questions},
@@ -942,7 +980,7 @@ def study(
         work=lambda arms, folder: CellWork(folder, protocol, arms),
         options={"accept_worse": worse, "budget": seconds},
         out=out,
-        jobs=_jobs(jobs),
+        jobs=_jobs(jobs, engine),
         engine=engine,
         budget=seconds,
         watcher=watcher,
@@ -993,10 +1031,14 @@ def _run(
     try:
         problem_folder = save_problem(store.folder / "cache", problem)
     except OSError as error:
-        raise StoreError(f"{out}: the table cannot be kept there ({error.strerror}); free some space or choose another folder (--out).") from error
+        raise StoreError(
+            f"{out}: the table cannot be kept there ({error.strerror}); free some space or choose another folder (--out)."
+        ) from error
     arms = {entry.arm.hash: (entry.learner, entry.remedy) for entry in entries if not entry.remedy.shares_scores}
     compute = work(arms, str(problem_folder))
     store.add_arms([entry.arm for entry in entries])
+    diagnosis = diagnose_problem(problem, seed=protocol.seed) if problem.p or problem.text is not None else None
+    watcher.data(problem, diagnosis)
     runner = _Runner(store, problem, protocol, entries, refused, compute, jobs, engine, watcher)
     plan = runner.make_plan(budget)
     result = Study(
@@ -1010,7 +1052,8 @@ def _run(
         keep_alive=keep_alive,
         reopen_holdout=reopen_holdout,
     )
-    watcher.data(problem, result.diagnosis)
+    if diagnosis is not None:
+        result.diagnosis = diagnosis
     watcher.plan(plan)
     runner.run(result, stop_early=budget is not None)
     result._finish(watcher, fit=finish)
@@ -1081,7 +1124,7 @@ class _Runner:
             spent=time.monotonic() - started,
             folds=self.protocol.folds,
             repeats=self.protocol.repeats,
-            jobs=self.jobs,
+            jobs=max(1, self.jobs),  # a cluster of unknown size counts as one worker
         )
         return {"arms": [entry.arm.hash for entry in kept], "repeats": repeats, "shed": shed, "seconds_per_repeat": per_repeat}
 
@@ -1104,13 +1147,21 @@ class _Runner:
                     self.store.event("note", f"stopped after repeat {repeat + 1}: one more would not narrow the intervals")
                     break
         for group in range(self.protocol.jackknife):
-            self._compute([CellId(group, 0, fold, arm) for fold in range(self.protocol.folds) for arm in fitted if arm not in dropped], watcher)
+            self._compute(
+                [CellId(group, 0, fold, arm) for fold in range(self.protocol.folds) for arm in fitted if arm not in dropped], watcher
+            )
         study._forget()
 
     def _compute(self, cells: Sequence[CellId], watcher: Watcher | None = None) -> None:
         chosen = frozenset(cells)
         self.store.add_cells(cells)
         run_cells(self.store, self.work, jobs=self.jobs, engine=self.engine, watcher=watcher or self.watcher, select=chosen.__contains__)
+
+
+def _gain(seen: HoldoutVerdict) -> dict[str, float]:
+    """Baseline and difference on the hold-out; a difference is positive where the recommended arm is better."""
+    baseline = seen.value + seen.estimate if seen.metric in _LOSSES else seen.value - seen.estimate
+    return {"baseline": baseline, "gain": seen.estimate, "low": seen.low, "high": seen.high}
 
 
 class _Counting(Watcher):
@@ -1163,7 +1214,8 @@ def _refuse_other_options(store: Store, options: Mapping[str, Any], out: Any) ->
     ]
     if changed:
         raise InputError(
-            f"out: {out} holds another study ({'; '.join(changed)}); expected the options it was started with. Repeat them, or choose another folder (--out)."
+            f"out: {out} holds another study ({'; '.join(changed)}); expected the options it was started with."
+            " Repeat them, or choose another folder (--out)."
         )
 
 
@@ -1194,11 +1246,13 @@ def _listed(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _jobs(jobs: int | None) -> int:
+def _jobs(jobs: int | None, engine: str) -> int:
+    """Processes: one per core that this process may use, on a cluster all it has (-1)."""
     if jobs is None:
+        if engine != "local":
+            return -1
         return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise InputError(f"jobs: got {jobs!r}; expected a number of processes >= 1.")
+    check_range("jobs", jobs, low=1, integer=True)
     return jobs
 
 

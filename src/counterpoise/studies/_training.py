@@ -34,7 +34,7 @@ class RowSampler(Sampler[int]):
     """
 
     def __init__(self, rows: npt.NDArray[np.int64], num_samples: int, seed: int) -> None:
-        self._rows = torch.from_numpy(np.ascontiguousarray(rows))
+        self._rows: Tensor = torch.from_numpy(np.ascontiguousarray(rows))
         self._num_samples = num_samples
         self._seed = seed
         self._epoch = 0
@@ -61,6 +61,7 @@ class _RowWeightedLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.register_buffer("class_weight", class_weight)
+        self.class_weight: Tensor | None
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         per_row: Tensor = self.loss(logits, targets)
@@ -100,7 +101,9 @@ class TrainingKit:
             raise InputError(f"kit.sampler: the remedy {self.remedy!r} looks at the features; pass kit.sampler(features).")
         draw = self._remedy.draw(training, self._params(), self.seed)
         if draw is not None and draw.X_new is not None:
-            raise CounterpoiseError(f"{self.remedy} invents rows, which a sampler of row numbers cannot hand out; it fits counterpoise.study.")
+            raise CounterpoiseError(
+                f"{self.remedy} invents rows, which a sampler of row numbers cannot hand out; it fits counterpoise.study."
+            )
         rows = self.train_index if draw is None else self.train_index[draw.index]
         return RowSampler(rows, len(self.train_index), self.seed)
 
@@ -111,7 +114,9 @@ class TrainingKit:
         """
         if outputs not in ("softmax", "sigmoid") or (outputs == "sigmoid" and self.task != "binary"):
             bad_input("outputs", outputs, "'softmax', or 'sigmoid' with two classes")
-        training = TrainingRows(np.zeros((len(self.train_index), 1)), np.zeros(1, dtype=bool), self.y[self.train_index], self.train_index, self.task)
+        training = TrainingRows(
+            np.zeros((len(self.train_index), 1)), np.zeros(1, dtype=bool), self.y[self.train_index], self.train_index, self.task
+        )
         task = "multiclass" if outputs == "softmax" and self.task == "binary" else self.task
         base = self._remedy.loss(task, self.n_classes, self._params()) or _default_loss(task)
         if self.task == "regression":
@@ -187,9 +192,10 @@ def problem_of_targets(y: npt.ArrayLike, *, task: str, positive: Any, groups: An
         bad_input("y", f"shape {values.shape}", "one label or number per row, shape (n,) with n >= 8")
     check_choice("task", task, ("auto", "classification", "regression"))
     labels, codes = np.unique(values, return_inverse=True)
+    classes: tuple[str, ...] = ()
     real = values.dtype.kind == "f" and not (values == np.round(values)).all()
     if task == "regression" or (task == "auto" and (real or len(labels) > 20)):
-        kind, classes, codes = "regression", (), values.astype(np.float64)
+        kind, codes = "regression", values.astype(np.float64)
     else:
         if len(labels) < 2:
             bad_input("y", f"one class ({labels[0]!r})", "at least two classes")
@@ -289,9 +295,16 @@ def _scores_of(returned: Any, part: str, n: int, problem: Problem) -> npt.NDArra
         scores = scores[:, 1] - scores[:, 0]
     expected = (n, classes) if problem.task == "multiclass" else (n,)
     if scores.shape != expected:
-        bad_input(f"train_fn()[{part!r}]", f"shape {scores.shape}", f"shape {expected}: logits of the rows of kit.{part}_index, in that order")
+        bad_input(
+            f"train_fn()[{part!r}]", f"shape {scores.shape}", f"shape {expected}: logits of the rows of kit.{part}_index, in that order"
+        )
     if not np.isfinite(scores).all():
-        bad_input(f"train_fn()[{part!r}]", f"{int((~np.isfinite(scores)).sum())} values that are not finite", "finite logits", "The training diverged?")
+        bad_input(
+            f"train_fn()[{part!r}]",
+            f"{int((~np.isfinite(scores)).sum())} values that are not finite",
+            "finite logits",
+            "The training diverged?",
+        )
     if problem.task == "multiclass":
         from scipy.special import log_softmax
 
