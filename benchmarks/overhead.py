@@ -1,9 +1,10 @@
 """What the engine costs, and what a second process buys.
 
 Overhead: CPU time of a whole ``counterpoise.study(...)`` with one job - diagnosis, store, thresholds, statistics, page and saved model
-included - over the CPU time of a bare loop that makes the same fits on the same splits with scikit-learn and imbalanced-learn, nothing else.
-Scaling: wall time of a script that runs a study with two workers, and of two scripts that join one folder, over that of one. Every fit is
-logged with its seed by the learner itself, so a cell that was computed twice is seen. All runs are fresh processes, alternating.
+included - over the CPU time of a bare loop that makes the same fits on the same splits with scikit-learn and imbalanced-learn and does
+nothing else. Scaling: wall time of a script that runs a study with two workers, and of two scripts that join one folder, over that of one.
+Every fit is logged with its seed by the learner itself, so a cell that was computed twice is seen. All runs are fresh processes,
+alternating.
 
     python benchmarks/overhead.py               # both parts, 3 runs each; the second needs two idle cores
     python benchmarks/overhead.py --part cpu
@@ -39,7 +40,9 @@ CPU_REPEATS, WALL_REPEATS = 5, 5
 
 
 def cpu() -> float:
-    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(
+        resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
 
 
 def run_study(repeats: int, folder: str) -> dict[str, Any]:
@@ -59,11 +62,11 @@ def run_study(repeats: int, folder: str) -> dict[str, Any]:
 
 
 def logged_trees(task: str, params: Any, seed: int) -> Any:
-    """The built-in trees; every fit leaves its seed, which belongs to one fit of one cell, in a file."""
+    """The built-in trees; every fit leaves its seed, which belongs to one fit of one cell, and the time."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     log = os.open(os.environ[FIT_LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(log, f"{seed}\n".encode())
+    os.write(log, f"{seed} {time.time()}\n".encode())
     os.close(log)
     return HistGradientBoostingClassifier(early_stopping=False, random_state=seed)
 
@@ -119,7 +122,8 @@ def run_bare(repeats: int, chosen: str) -> dict[str, Any]:
     in_cells = len(jobs)
     finals = [(arm, splits.rows) for arm in dict.fromkeys(("nothing", chosen)) if len(splits.holdout)] + [(chosen, np.arange(problem.n))]
     for arm, rows in finals:
-        jobs.append((arm, rows, splits.inner_pairs(rows, splits.inner_folds(rows, "final", 0)), splits.holdout[:1] if len(splits.holdout) else rows[:1]))
+        pairs = splits.inner_pairs(rows, splits.inner_folds(rows, "final", 0))
+        jobs.append((arm, rows, pairs, splits.holdout if len(splits.holdout) else rows[:1]))
     began, wall = cpu(), time.perf_counter()
     with threadpool_limits(limits=1):
         for number, job in enumerate(jobs):
@@ -183,23 +187,24 @@ def timed(processes: int, jobs: int, repeats: int) -> dict[str, Any]:
         wrong = [f"exit status {p.returncode}: {error.strip()[-300:]}" for p, error in zip(started, errors, strict=True) if p.returncode]
         db = sqlite3.connect(folder / "study.sqlite")
         cells, done, fits = db.execute("SELECT COUNT(*), SUM(state = 'done'), SUM(fits) FROM cell").fetchone()
+        (ended,) = db.execute("SELECT MAX(started_at + seconds) FROM cell").fetchone()
         shares = [count for (count,) in db.execute("SELECT COUNT(*) FROM cell GROUP BY owner")]
         db.close()
-        seeds = log.read_text().split()
+        fitted = [(int(line.split()[0]), float(line.split()[1])) for line in log.read_text().splitlines()]
     expected = len(ARMS) * 5 * repeats
     if not cells == done == expected:
         wrong.append(f"{expected} cells expected: {cells} stored, {done} done")
-    # Each process of a finished study may refit the recommended model: fits after the cells are not counted as repeated work.
-    once = len(set(seeds))
-    again = len(seeds) - once
+    # What follows the last cell are the hold-out's models and the saved one.
+    seeds = [seed for seed, at in fitted if at <= ended]
+    if not len(seeds) == len(set(seeds)) == fits:
+        wrong.append(f"{fits} fits in cells expected, {len(seeds)} were made, {len(seeds) - len(set(seeds))} of them again")
     return {
         "processes": processes,
         "jobs": jobs,
         "wall": wall,
         "cells": cells,
         "fits_in_cells": fits,
-        "fits": len(seeds),
-        "fits_again": again,
+        "fits_after_cells": len(fitted) - len(seeds),
         "cells_by_process": shares,
         "wrong": wrong,
     }
@@ -214,7 +219,8 @@ def compare_wall(runs: int, repeats: int) -> tuple[list[dict[str, Any]], list[st
             print(f"  run {run + 1}, {kind}: {found[-1]['wall']:.1f} s", flush=True)
     missed = [f"{row['kind']}, run {row['run'] + 1}: {wrong}" for row in found for wrong in row["wrong"]]
     one = {row["run"]: row["wall"] for row in found if row["kind"] == "one"}
-    print(f"\n{found[0]['cells']} cells, each computed once: {'no' if missed else 'yes'}\n\n| wall, s | runs | median | over one |\n|---|---|---|---|")
+    print(f"\n{found[0]['cells']} cells, each computed once: {'no' if missed else 'yes'}\n")
+    print("| wall, s | runs | median | over one |\n|---|---|---|---|")
     for kind in kinds:
         walls = [row["wall"] for row in found if row["kind"] == kind]
         ratio = float(np.median([row["wall"] / one[row["run"]] for row in found if row["kind"] == kind]))

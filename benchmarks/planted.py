@@ -1,9 +1,9 @@
 """The planted remedy: does a study find a remedy that helps, and one that harms, when they are there?
 
-The base is a real table with two planted columns, f1 and f2, each the label times a strength plus noise. The plain fit sees the real columns
-and f1; the arm ``helps`` sees f2 as well; the arm ``harms`` sees neither. Their true effects - fitted on the whole study sample, threshold
-tuned there, scored on the thousands of rows that the study never sees - are about +0.03 and -0.03 balanced accuracy. Honest company
-(placebo, weights, over-sampling) is in the same family of claims. Counted is how often the verdict is the right word.
+The base is a real table with two planted columns, f1 and f2, each the label times a strength plus noise. The plain fit sees the real
+columns and f1; the arm ``helps`` sees f2 as well; the arm ``harms`` sees neither. Their true effects - fitted on the whole study sample,
+threshold tuned there, scored on the thousands of rows that the study never sees - are about +0.03 and -0.03 balanced accuracy. Honest
+company (placebo, weights, over-sampling) is in the same family of claims. Counted is how often the verdict is the right word.
 
     python benchmarks/planted.py                # 100 repetitions
     python benchmarks/planted.py --calibrate    # how the strengths were found, on other draws than the repetitions
@@ -160,8 +160,9 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
             if abs(abs(true) - EFFECT) > EFFECT_TOLERANCE or (true > 0) != (arm == "helps"):
                 missed.append(f"{arm}: mean true effect {true:+.4f}, not {EFFECT} +- {EFFECT_TOLERANCE}: calibrate anew")
         lines.append(
-            f"| {arm} | {true:+.4f} | {share('helps'):.2f} | {share('no difference'):.2f} | {share('undecided'):.2f} | {share('harms'):.2f} "
-            f"| {right} | {wrong} | {wide:.2f} | {covered:.2f} |"
+            f"| {arm} | {true:+.4f} | "
+            + " | ".join(f"{share(word):.2f}" for word in ("helps", "no difference", "undecided", "harms"))
+            + f" | {right} | {wrong} | {wide:.2f} | {covered:.2f} |"
         )
     fewest = min(row["minority"] for row in rows)
     if fewest < FEWEST_MINORITY:
@@ -195,7 +196,7 @@ def main() -> int:
             f"{len(rows)} repetitions, {SET}, {size:,} rows each ({minority:,.0f} of the rarer class), K = R = 5; "
             f"the baseline's true balanced accuracy is {base:.3f}\n\n{text}\n"
         )
-    print(("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
+    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
     return 1 if missed else 0
 
 

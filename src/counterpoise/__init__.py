@@ -11,13 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._errors import CounterpoiseError
     from .groups import Groups
     from .studies import Study, study
 
 __version__ = "0.1.0"
-__all__ = ["Groups", "Study", "__version__", "study"]
+__all__ = ["CounterpoiseError", "Groups", "Study", "__version__", "study"]
 
-_HOMES = {"Groups": "groups", "Study": "studies", "study": "studies"}
+_HOMES = {"CounterpoiseError": "_errors", "Groups": "groups", "Study": "studies", "study": "studies"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from counterpoise.engines import MLPClassifier, MLPRegressor
-from counterpoise.engines._mlp import _StepBatches, default_steps
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from counterpoise.engines import MLPClassifier, MLPRegressor
+from counterpoise.engines._mlp import _StepBatches, default_steps
 
 NOT_EQUIVALENT = "a row of weight 2 and a row drawn twice are not the same thing for mini-batches"
 

@@ -59,6 +59,10 @@ class StudyLike(Interface):
         """What was written: a few words -> path."""
 
     @property
+    def provisional(self) -> Sequence[str]:
+        """Learners whose verdicts are provisional."""
+
+    @property
     def recommendation(self) -> Any:
         """With ``.summary()``: one sentence."""
 
@@ -204,6 +208,9 @@ class ConsoleWatcher(Watcher):
         self.console.print()
         self.console.print(study_table(study.table(study.protocol.primary), study.metrics, width=self.console.width))
         self.console.print()
+        if study.provisional:
+            names = ", ".join(study.provisional)
+            self._say(f"Provisional: verdicts of {names}. How often they claim falsely has not been counted yet.", "dim")
         self._say(study.recommendation.summary(), "bold")
         files = study.files
         if files:

@@ -285,6 +285,9 @@ def _conflict(inner: Array) -> float:
     return float(-upper[upper < 0].sum() / mass) if mass > 0 else 0.0
 
 
+MOST_FACTOR = 100
+
+
 def _cause(shares: GroupShares) -> list[str]:
     explained = factor_shares(shares)
     positive = shares.share[np.nan_to_num(shares.share) > 0]
@@ -298,9 +301,9 @@ def _cause(shares: GroupShares) -> list[str]:
         "aligned": "the groups ask for different directions",
     }[factor]
     spread = positive.max() / positive.min()
-    return [
-        f"Shares differ by a factor of {spread:.1f}, mostly through '{factor}' ({percent(explained[factor], 0)} of the spread): {remedy}."
-    ]
+    # A share near zero makes the ratio arbitrary large: the number stops meaning anything.
+    size = f"by a factor of {spread:.1f}" if spread < MOST_FACTOR else f"by more than a factor of {MOST_FACTOR}"
+    return [f"Shares differ {size}, mostly through '{factor}': {remedy}."]
 
 
 def _incoherent(shares: GroupShares, kind: str) -> list[str]:

@@ -30,8 +30,8 @@ def amount(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """As few digits as say the same: .010 -> 0.01."""
-    return f"{value:,.6g}".replace("-", MINUS) if math.isfinite(value) else DASH
+    """At most three digits, as few as say the same: .010 -> 0.01, .0229315 -> 0.0229."""
+    return f"{value:,.3g}".replace("-", MINUS) if math.isfinite(value) else DASH
 
 
 def signed(value: float, digits: int = 3) -> str:

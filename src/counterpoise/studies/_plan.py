@@ -85,7 +85,7 @@ def make_protocol(
         holdout=share,
         fixed_test=fixed_test,
         jackknife=JACKKNIFE_GROUPS if problem.task == "regression" and split != "time" else 0,
-        rope=_rope(problem, rope),
+        rope=_rope(problem, rope, primary),
     )
 
 
@@ -109,12 +109,12 @@ def _metric(problem: Problem, metric: str, cost: Mapping[str, float] | None) -> 
     return _METRICS["balanced_accuracy" if metric == "auto" else metric]
 
 
-def _rope(problem: Problem, rope: Mapping[str, float] | float | None) -> dict[str, float]:
+def _rope(problem: Problem, rope: Mapping[str, float] | float | None, primary: str) -> dict[str, float]:
     if rope is None:
         return {}
     questions = (*QUESTIONS["regression" if problem.task == "regression" else "classification"], "groups")
     if not isinstance(rope, Mapping):
-        return {questions[0]: _checked_rope(questions[0], rope)}
+        return {primary: _checked_rope(primary, rope)}
     for question in rope:
         check_choice("rope", question, questions)
     return {question: _checked_rope(question, value) for question, value in rope.items()}
@@ -148,8 +148,10 @@ def entries_of(problem: Problem, learners: Sequence[Learner], remedies: Sequence
     """
     entries: list[Entry] = []
     refused: list[tuple[str, str, str]] = []
-    homes = {remedy.learner for remedy in remedies if remedy.learner is not None}
     chosen = {learner.name for learner in learners}
+    # An ensemble of trees joins where trees are studied; somebody who asked for linear models alone is not handed a forest.
+    remedies = [remedy for remedy in remedies if remedy.learner is None or chosen & {"trees", remedy.learner}]
+    homes = {remedy.learner for remedy in remedies if remedy.learner is not None}
     everyone = [*learners]
     for home in sorted(homes - chosen):
         if any(remedy.applies(problem, LEARNERS[home]) is None for remedy in remedies if remedy.learner == home):

@@ -77,8 +77,7 @@ class Preprocess:
             numeric = X[:, self._numeric]
             self._parts["imputer"] = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True).fit(numeric)
             if self.scale:
-                filled = self._parts["imputer"].transform(numeric)
-                self._parts["scaler"] = StandardScaler(copy=False).fit(filled[:, : len(self._numeric)])
+                self._parts["scaler"] = StandardScaler(copy=False).fit(self._filled(numeric)[:, : len(self._numeric)])
         if len(self._one_hot):
             # The levels are those of the whole table, so that a fold without one of them still has its column; nothing of y is used.
             categories = [np.arange(self.levels[column] + 1, dtype=X.dtype) for column in self._one_hot]
@@ -114,7 +113,7 @@ class Preprocess:
         blocks = []
         if len(self._numeric):
             numeric = X if len(self._numeric) == X.shape[1] else X[:, self._numeric]
-            filled = self._parts["imputer"].transform(numeric)
+            filled = self._filled(numeric)
             if "scaler" in self._parts:
                 filled[:, : len(self._numeric)] = self._parts["scaler"].transform(filled[:, : len(self._numeric)])
             blocks.append(filled)
@@ -132,6 +131,13 @@ class Preprocess:
         return np.hstack([known, coded])
 
     # -----------------------------------------------------------------------------------------------------------------------------------
+
+    def _filled(self, numeric: FloatArray) -> FloatArray:
+        """A copy without gaps, with indicators behind; where there is no gap and no indicator, imputing is the identity and is left out."""
+        imputer = self._parts["imputer"]
+        if not imputer.indicator_.features_.size and not np.isnan(numeric).any():
+            return np.array(numeric)
+        return np.asarray(imputer.transform(numeric))
 
     def _codes(self, X: FloatArray, columns: npt.NDArray[np.int64]) -> FloatArray:
         codes = X[:, columns]

@@ -107,6 +107,11 @@ class Remedy:
         return None
 
     @property
+    def effort(self) -> str:
+        """Its place in ``STAGE_ORDER``: the stage, and after all others a loss that only nets can take."""
+        return "net loss" if type(self).loss is not Remedy.loss else self.stage
+
+    @property
     def shares_scores(self) -> bool:
         """A rule for the threshold alone: the scores are the baseline's, so nothing is fitted again."""
         return self.rule != "tuned"
@@ -304,7 +309,7 @@ BUILT_IN: tuple[Remedy, ...] = (
 )
 
 # Simplest first: among remedies that cannot be told apart the earlier stage is recommended.
-STAGE_ORDER = ("none", "decision", "loss", "data", "model")
+STAGE_ORDER = ("none", "decision", "loss", "data", "model", "net loss")
 
 
 def as_remedies(chosen: str | Sequence[Any] | Mapping[str, Any], *, placebo: bool = True) -> list[Remedy]:

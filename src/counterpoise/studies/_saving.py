@@ -54,7 +54,7 @@ _NETS = ("MLPClassifier", "MLPRegressor")
 _PACKAGES = ("counterpoise", "scikit-learn", "numpy", "skops", "torch")
 
 
-@dataclass
+@dataclass(repr=False)
 class FittedModel:
     """A model with everything from a table's row to its prediction.
 
@@ -78,11 +78,21 @@ class FittedModel:
     learner: str
     remedy: str
 
+    def __repr__(self) -> str:
+        columns = len({feature.source for feature in self.schema.features}) + len(self.schema.text)
+        return f"FittedModel({self.learner}/{self.remedy}, {self.task} on {self.schema.target!r}, {columns} columns)"
+
     def scores(self, X: npt.NDArray[np.floating], text: npt.NDArray[np.object_] | None = None) -> npt.NDArray[np.float64]:
         """(n,) log-odds of the positive class, (n, C) log-probabilities, or (n,) predictions of a regression."""
         from ._cell import make_scores
 
         return make_scores(self.estimator, self.preprocess.transform(X, text), self.task)
+
+    def predict(self, X: Any) -> npt.NDArray[Any]:
+        """(n,) predictions for a polars or pandas frame, a pyarrow table or an array with the columns of the training table."""
+        from counterpoise.datasets._tables import as_frame
+
+        return self.predict_frame(as_frame(X))["prediction"].to_numpy()
 
     def predict_frame(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Predictions for the rows of a table with the columns the model was trained on (others are ignored).

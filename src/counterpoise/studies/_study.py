@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -19,7 +21,7 @@ from counterpoise._errors import CounterpoiseError, InputError, StoreError, chec
 
 from ._cell import make_scores, train
 from ._diagnosis import diagnose_problem
-from ._differences import Board, metric_of
+from ._differences import Board, arm_values, metric_of
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner, as_learner
 from ._metrics import cell_metrics, decide
@@ -83,7 +85,7 @@ class Study:
         *,
         accept_worse: Sequence[str] = (),
         command: str = "",
-        keep_alive: Any = None,
+        temporary: str | None = None,
         reopen_holdout: bool = False,
     ) -> None:
         self.folder = store.folder
@@ -95,7 +97,8 @@ class Study:
         self._store = store
         self._entries = list(entries)
         self._accept_worse = tuple(accept_worse)
-        self._keep_alive = keep_alive  # the temporary folder, when nobody named one
+        if temporary is not None:  # nobody named a folder: it goes with this object
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         self._reopen_holdout = reopen_holdout
         self._kept_scores: dict[tuple[str, int], npt.NDArray[np.floating]] = {}
         self._judged: dict[Any, Verdicts] = {}
@@ -289,7 +292,7 @@ class Study:
 
         ``first`` and ``second`` are remedies of ``learner`` (default: the recommended learner), or ``"learner/remedy"``.
         """
-        home = learner or self.recommendation.learner
+        home = learner or self._home_of(first, second)
         keys = [tuple(name.split("/", 1)) if "/" in name else (home, name) for name in (first, second)]
         question = question or self.protocol.primary
         check_choice("question", question, tuple(name for name in self.questions if name != "groups"))
@@ -352,6 +355,12 @@ class Study:
             for verdict in reversed(self.verdicts(name)):  # of several group columns the worst is shown: verdicts come best first
                 known = values.setdefault((verdict.learner, verdict.arm), {})
                 known.setdefault(name, (verdict.estimate, verdict.low, verdict.high, verdict.verdict))
+        boards = self._boards(self.repeats_done)
+        levels = {
+            name: arm_values(boards, name, task=self.problem.task, metric=self._metric(name), cost=self.protocol.cost)
+            for name in self.questions
+            if name != "groups"  # one value per column of groups: see the report
+        }
         rows = []
         for entry in self._entries:
             key = (entry.learner.name, entry.remedy.name)
@@ -362,7 +371,7 @@ class Study:
                     "learner": entry.learner.name,
                     "stage": entry.remedy.stage,
                     "values": values.get(key, {}),
-                    "metric": {name: own[metric] for name, metric in self.metrics.items() if metric in own},
+                    "metric": {name: level[key] for name, level in levels.items() if key in level},
                     "seconds": own.get("seconds", float("nan")),
                 }
             )
@@ -386,6 +395,11 @@ class Study:
                 for row in grouped.iter_rows(named=True)
             }
         return self._means.get((learner, arm), {})
+
+    @property
+    def provisional(self) -> list[str]:
+        """Learners for which the rate of false claims has not been counted: their verdicts are provisional."""
+        return list(dict.fromkeys(v.learner for v in self.verdicts() if v.provisional))
 
     @property
     def created(self) -> datetime:
@@ -541,6 +555,14 @@ class Study:
                 return entry
         raise InputError(f"arm: got '{learner}/{arm}'; expected one of {', '.join(entry.arm.name for entry in self._entries)}.")
 
+    def _home_of(self, first: str, second: str) -> str:
+        """The recommended learner if it has both arms, else the first that does."""
+        arms: dict[str, set[str]] = {}
+        for entry in self._entries:
+            arms.setdefault(entry.learner.name, set()).add(entry.remedy.name)
+        learners = [self.recommendation.learner, *arms]
+        return next((name for name in learners if {first, second} <= arms[name]), learners[0])
+
     def _score_hash(self, entry: Entry) -> str:
         """The arm whose fits an entry uses: its own, or the baseline's."""
         return self._entry(entry.learner.name, BASELINE.name).arm.hash if entry.remedy.shares_scores else entry.arm.hash
@@ -654,7 +676,8 @@ class Study:
             rope=self._rope(question) if rope is None else rope,
             interval=interval,
             level=level,
-            calibrated=() if self.protocol.cost else CALIBRATED_LEARNERS,
+            # False claims have been counted for classes and their usual metrics only.
+            calibrated=() if self.protocol.cost or self.problem.task == "regression" else CALIBRATED_LEARNERS,
             reasons=self._remarks(),
             failed=self._failures(),
             stopped=[key for key, name in self._stopped().items() if name == question],
@@ -723,7 +746,7 @@ class Study:
             {name: self.verdicts(name) for name in self.questions},
             primary=question,
             task=self.problem.task,
-            stages={entry.remedy.name: entry.remedy.stage for entry in self._entries},
+            stages={entry.remedy.name: entry.remedy.effort for entry in self._entries},
             metric=self._metric(question),
             cost=self.protocol.cost,
             accept_worse=self._accept_worse,
@@ -1007,10 +1030,10 @@ def _run(
     finish: bool = True,
 ) -> Study:
     """Open or join the store, run the cells repeat by repeat, and close the study with its report."""
-    keep_alive = None
+    temporary = None
     if out is None:
-        keep_alive = tempfile.TemporaryDirectory(prefix="counterpoise-")
-        out = keep_alive.name
+        out = tempfile.mkdtemp(prefix="counterpoise-")
+        temporary = out
     options |= {
         "arms": [entry.arm.name for entry in entries],
         "repeats": protocol.repeats,
@@ -1049,7 +1072,7 @@ def _run(
         plan,
         accept_worse=options["accept_worse"],
         command=command,
-        keep_alive=keep_alive,
+        temporary=temporary,
         reopen_holdout=reopen_holdout,
     )
     if diagnosis is not None:

@@ -71,6 +71,24 @@ class _RowWeightedLoss(nn.Module):
         return (per_row.reshape(weight.shape) * weight).mean()
 
 
+class _TargetWeightedLoss(nn.Module):
+    """Mean over the batch of the weights of a remedy times any per-row loss; a row is told by its target, rounded or not."""
+
+    def __init__(self, loss: nn.Module, targets: npt.NDArray[Any], weights: npt.NDArray[np.float64]) -> None:
+        super().__init__()
+        self.loss = loss
+        values, first = np.unique(targets, return_index=True)
+        self.between: Tensor
+        self.weight: Tensor
+        self.register_buffer("between", torch.from_numpy((values[1:] + values[:-1]) / 2))
+        self.register_buffer("weight", torch.from_numpy(weights[first]))
+
+    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        per_row: Tensor = self.loss(predictions, targets)
+        weight = self.weight[torch.bucketize(targets.to(self.between.dtype), self.between)]
+        return (per_row * weight.to(per_row.dtype)).mean()
+
+
 @dataclass(frozen=True)
 class TrainingKit:
     """What a training function is handed: the rows it may use, and the parts of the remedy under test.
@@ -119,9 +137,9 @@ class TrainingKit:
         )
         task = "multiclass" if outputs == "softmax" and self.task == "binary" else self.task
         base = self._remedy.loss(task, self.n_classes, self._params()) or _default_loss(task)
-        if self.task == "regression":
-            return _RowWeightedLoss(base, None)
         weights = self._remedy.weights(training, self._params())
+        if self.task == "regression":
+            return _RowWeightedLoss(base, None) if weights is None else _TargetWeightedLoss(base, training.y, weights)
         class_weight = None if weights is None else torch.from_numpy(_per_class(weights, training.y, self.n_classes))
         return _RowWeightedLoss(_FloatTargets(base) if task == "binary" else base, class_weight)
 

@@ -1,0 +1,25 @@
+"""Draw the terminal picture of the README from a finished study: python docs/make_picture.py runs/demo docs/images/study.svg"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from counterpoise import Study
+from counterpoise.cli._console import ConsoleWatcher
+from rich.console import Console
+
+
+def main(folder: str, target: str) -> None:
+    study = Study.open(folder)
+    console = Console(record=True, width=104, force_terminal=True, color_system="truecolor", file=open("/dev/null", "w"))
+    watcher = ConsoleWatcher(console, animate=False)
+    watcher.data(study.problem, study.diagnosis)
+    watcher.plan(study.plan)
+    watcher.finished(study)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    console.save_svg(target, title=study.command)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
