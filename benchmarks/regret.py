@@ -41,7 +41,7 @@ CHOSEN = ("prior", "weights", "over", "under", "smote")
 EXPECTED_OF = {"mammography": 1000, "campaign": 800, "phoneme": 600}  # rows of a study
 NULL_ARMS, NULL_SHARE = 8, 0.2
 KINDS = ("null", "real")
-STUDIES = 30  # per case
+STUDIES = 100  # per case: the mean of 13 had a standard error of up to 0.0065
 
 
 def regret(name: str, split: int, learners: str) -> dict[str, Any]:

@@ -226,13 +226,14 @@ def bootstrap_moments(draws: FloatArray, repeats: FloatArray) -> Moments:
     return Moments(np.atleast_2d(np.cov(means, rowvar=False)), np.asarray(np.nanmean(singles, axis=0)), repeats)
 
 
-def row_standard_error(moments: Moments, v_rep: FloatArray) -> FloatArray:
+def row_standard_error(moments: Moments, v_rep: FloatArray, grain: float = 0.0) -> FloatArray:
     r"""Row interval: :math:`se_a = \sqrt{\max(2 S_{aa} + v_{rep,a},\; S^{(1)}_{aa})}`.
 
     The factor 2 stands for the training set, which resampled rows do not show. The floor is needed because averaging over repeats shrinks S
-    but not the error.
+    but not the error. S is never taken to be smaller than ``grain``, the variance of the smallest change that could have been seen.
     """
-    return np.sqrt(np.maximum(TRAINING_FACTOR * np.diag(moments.S) + v_rep, np.diag(moments.S1)))
+    once = np.maximum(np.diag(moments.S), grain)
+    return np.sqrt(np.maximum(TRAINING_FACTOR * once + v_rep, np.diag(moments.S1)))
 
 
 def placements(score: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> FloatArray:

@@ -42,7 +42,8 @@ def test_every_question_has_its_verdicts_with_the_placebo_last(study: Study, vie
     for panel in view.questions:
         verdicts = study.verdicts(panel.question)
         assert panel.title == TITLES[panel.question] and panel.metric == study.metrics[panel.question]
-        assert {(row.learner, row.arm): row.estimate for row in panel.rows} == {(v.learner, v.arm): v.estimate for v in verdicts}
+        named = {(v.learner, f"{v.arm} ({v.group})" if v.group else v.arm): v.estimate for v in verdicts}
+        assert {(row.learner, row.arm): row.estimate for row in panel.rows} == named
         assert [row.is_placebo for row in panel.rows][-2:] == [True, True] and sum(row.is_placebo for row in panel.rows) == 2
         assert all(row.sentence for row in panel.rows)
 
@@ -83,7 +84,7 @@ def test_calibration_is_corrected_where_the_frequencies_were_changed(
     assert calibration is not None
     as_it_comes, corrected = calibration.curves
     assert corrected.log_loss < as_it_comes.log_loss - 0.1  # equal counts in training cost the probabilities dearly
-    base = np.mean(cells(study)["log_loss"])
+    base = cells(study)["log_loss"].mean()
     assert corrected.log_loss == pytest.approx(base, abs=0.05)
 
 
@@ -138,7 +139,7 @@ def test_a_placebo_that_helps_is_the_first_thing_said(study: Study, monkeypatch:
     given = _study.Study.verdicts
     monkeypatch.setattr(_study.Study, "verdicts", lambda self, q=None, **more: fooled if q == "ranking" else given(self, q, **more))
     warning = "The placebo appears to help (linear, ranking): something is wrong with the data or the protocol; trust no verdict."
-    assert study.warnings == [warning]
+    assert warning in study.warnings
     page = study.report(study.folder / "fooled.html").read_text()
     assert warning in page and page.index(warning) < page.index(TITLES["decisions"])
 

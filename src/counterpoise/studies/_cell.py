@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logit
 
 from counterpoise._errors import CounterpoiseError
 from counterpoise._seeding import key_of, seed_integer
@@ -127,21 +128,23 @@ def train(
         # Settings are compared on the same random numbers; without anything to set, the seed itself is what differs between trials.
         stream: tuple[str | int, ...] = (*base, trial if not space else 0)
         scores, scored = _blank_scores(problem, len(rows)), np.zeros(len(rows), dtype=bool)
+        priors: list[list[float]] = []
         for inner, (fit_rows, score_at) in enumerate(pairs):
             model = fit_once(problem, learner, remedy, fit_rows, params, seed_integer(protocol.seed, *stream, inner), max_steps, notes)
             scores[score_at] = model.scores(problem.X[rows[score_at]], _take(problem.text, rows[score_at]), problem.task)
             scored[score_at] = True
+            priors.append(model.effective_prior)
             fits, steps = fits + 1, steps + model.steps
-        value = _objective(problem, protocol, y[scored], scores[scored])
+        value = _objective(problem, protocol, y[scored], scores[scored], np.mean(priors, axis=0).tolist() if priors else [])
         tuner.tell(value)
         if best is None or value > best[0]:
             best = (value, params | ({"trial_seed": trial} if not space and protocol.trials > 1 else {}), scores, scored)
     assert best is not None
     _, params, scores, scored = best
-    thresholds = thresholds_of(problem, protocol, y, scores, scored)
     chosen = {key: value for key, value in params.items() if key != "trial_seed"}
     stream = (*base, params.get("trial_seed", 0), "refit")
     model = fit_once(problem, learner, remedy, rows, chosen, seed_integer(protocol.seed, *stream), max_steps, notes)
+    thresholds = thresholds_of(problem, protocol, y, scores, scored, model.effective_prior)
     return Trained(model, params, thresholds.get(remedy.rule, []), thresholds, fits + 1, steps + model.steps, notes)
 
 
@@ -234,21 +237,31 @@ def _gives_log_odds(estimator: Any) -> bool:
 
 
 def thresholds_of(
-    problem: Problem, protocol: Protocol, y: npt.NDArray[Any], scores: npt.NDArray[np.float64], scored: npt.NDArray[np.bool_]
+    problem: Problem,
+    protocol: Protocol,
+    y: npt.NDArray[Any],
+    scores: npt.NDArray[np.float64],
+    scored: npt.NDArray[np.bool_],
+    effective: Sequence[float],
 ) -> dict[str, list[float]]:
-    """The threshold (offsets for more than two classes) of every rule: tuned on out-of-fold scores, from the prior, and one half."""
+    """The threshold (offsets for more than two classes) of every rule: tuned on out-of-fold scores, from the prior, and one half.
+
+    ``effective`` are the class shares as the model saw them: resampling and weights move its scores by logit(effective) - logit(pi),
+    and the threshold from the prior moves along.
+    """
     if problem.task == "regression":
         return {}
     counts = np.bincount(y, minlength=len(problem.schema.classes))
-    prior = counts / counts.sum()
+    prior, seen = counts / counts.sum(), np.asarray(effective)
     few = _few(problem, y)
     if problem.task == "binary":
-        closed = float(prior_threshold(prior[1], protocol.metric, protocol.cost))
-        tuned = closed if few else float(best_threshold(y[scored], scores[scored], protocol.metric, protocol.cost))
-        return {"tuned": [tuned], "prior": [closed], "half": [0.0]}
-    offsets = -np.log(prior) if protocol.metric == "balanced_accuracy" else np.zeros(len(prior))
+        closed = prior_threshold(prior[1], protocol.metric, protocol.cost) + float(logit(seen[1]) - logit(prior[1]))
+        tuned = closed if few else best_threshold(y[scored], scores[scored], protocol.metric, protocol.cost)
+        return {"tuned": [float(tuned)], "prior": [float(closed)], "half": [0.0]}
+    back = np.log(prior) - np.log(seen)  # to the class shares of the data
+    offsets = back - np.log(prior) if protocol.metric == "balanced_accuracy" else back
     tuned_offsets = offsets if few else best_offsets(y[scored], scores[scored], protocol.metric, prior)
-    return {"tuned": np.asarray(tuned_offsets).tolist(), "prior": (-np.log(prior)).tolist(), "half": [0.0] * len(prior)}
+    return {"tuned": np.asarray(tuned_offsets).tolist(), "prior": offsets.tolist(), "half": [0.0] * len(prior)}
 
 
 def _needs_inner(problem: Problem, protocol: Protocol, rows: IntArray) -> bool:
@@ -262,11 +275,13 @@ def _few(problem: Problem, y: npt.NDArray[Any]) -> bool:
     return bool(np.bincount(y, minlength=len(problem.schema.classes)).min() < FEW_POSITIVES)
 
 
-def _objective(problem: Problem, protocol: Protocol, y: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> float:
+def _objective(
+    problem: Problem, protocol: Protocol, y: npt.NDArray[Any], scores: npt.NDArray[np.float64], effective: Sequence[float]
+) -> float:
     """What tuning maximises: the metric of the primary question on out-of-fold scores."""
     if protocol.trials == 1:
         return 0.0  # nothing to compare
-    threshold = thresholds_of(problem, protocol, y, scores, np.ones(len(y), dtype=bool)).get("tuned", [])
+    threshold = thresholds_of(problem, protocol, y, scores, np.ones(len(y), dtype=bool), effective).get("tuned", [])
     metrics = cell_metrics(problem.task, y, scores, threshold, cost=protocol.cost)
     names = {"ranking": "auroc", "probabilities": "log_loss", "error": "mae"}
     name = names.get(protocol.primary, protocol.metric)

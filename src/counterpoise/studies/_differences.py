@@ -130,7 +130,8 @@ class Family:
     """All comparisons of one question: positive differences are better.
 
     ``baseline`` (A,) the metric of each one's baseline, ``moments`` of the differences over rows, ``cells`` (A, R, K) the differences in
-    each test fold, ``df`` degrees of freedom, ``claims`` (A,) which of them count as claims.
+    each test fold, ``df`` degrees of freedom, ``claims`` (A,) which of them count as claims, ``grain`` the variance of one changed
+    decision per class (:func:`grain_of`).
     """
 
     members: list[Member]
@@ -140,6 +141,7 @@ class Family:
     cells: FloatArray
     df: int
     claims: BoolArray
+    grain: float
 
 
 def family_of(
@@ -165,6 +167,7 @@ def family_of(
         cells=cells,
         df=_degrees_of_freedom(boards[0], task, part, columns),
         claims=np.array([member.arm not in SHOWN_ONLY for member in members], dtype=bool),
+        grain=grain_of(metric, boards[0], [rows for column in columns.values() for rows in column], cost),
     )
 
 
@@ -266,6 +269,32 @@ def judged_columns(board: Board) -> dict[str, list[BoolArray]]:
     """Rows of the judged groups of each column in which at least two groups can be judged."""
     found = {column: [rows for _, rows in judged_groups(board.y, groups, board.classes)] for column, groups in board.groups.items()}
     return {column: rows for column, rows in found.items() if len(rows) > 1}
+
+
+def grain_of(metric: str, board: Board, groups: Sequence[BoolArray] = (), cost: Mapping[str, float] | None = None) -> float:
+    r"""Variance of one changed decision in each class, :math:`\sum_c w_c^2` with w_c the weight of a row of class c in the metric.
+
+    Where two arms decide all 23 rows of a rare class alike, the observed variance of that class is 0 and the interval far too short: that
+    no row changed does not mean that none would. The variance is therefore never taken to be smaller than this. It vanishes as 1 / n^2,
+    and is 0 for metrics that do not depend on decisions.
+    """
+    if board.decision is None:
+        return 0.0
+
+    def size(rows: BoolArray) -> int:
+        return int(rows.sum()) if board.clusters is None else len(np.unique(board.clusters[rows]))
+
+    everyone = np.ones(len(board.y), dtype=bool)
+    sizes = [size(board.y == c) for c in np.unique(board.y)]
+    if metric == "worst_group_recall":
+        return 1.0 / min(size(rows) for rows in groups) ** 2
+    if metric == "cost" and cost is not None:
+        return (cost["fp"] ** 2 + cost["fn"] ** 2) / size(everyone) ** 2
+    if metric == "accuracy":
+        return 1.0 / size(everyone) ** 2
+    if metric in ("balanced_accuracy", "f1"):
+        return sum(1.0 / count**2 for count in sizes) / len(sizes) ** 2
+    return 0.0
 
 
 def _degrees_of_freedom(board: Board, task: str, part: BoolArray | None, columns: Mapping[str, Sequence[BoolArray]]) -> int:

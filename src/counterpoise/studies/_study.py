@@ -1153,13 +1153,18 @@ class _Runner:
 
     def run(self, study: Study, *, stop_early: bool) -> None:
         fitted = [entry.arm.hash for entry in study._entries if not entry.remedy.shares_scores]
-        total = len(fitted) * self.protocol.folds * (study.plan.repeats + self.protocol.jackknife)
-        watcher = _Counting(self.watcher, total, self.store)
+        folds = range(self.protocol.folds)
+        watcher = _Counting(self.watcher, len(fitted) * len(folds) * (study.plan.repeats + self.protocol.jackknife))
         dropped: set[str] = set()
-        for repeat in range(study.plan.repeats):
-            going = [arm for arm in fitted if arm not in dropped]
-            self._compute([CellId(NO_DROP, repeat, fold, arm) for fold in range(self.protocol.folds) for arm in going], watcher)
+
+        def compute(repeat: int, drop: int) -> None:
+            cells = [CellId(drop, repeat, fold, arm) for fold in folds for arm in fitted if arm not in dropped]
+            self._compute(cells, watcher)
+            watcher.before += len(cells)
             study._forget()
+
+        for repeat in range(study.plan.repeats):
+            compute(repeat, NO_DROP)
             self.watcher.repeat(study, repeat + 1)
             if stop_early and repeat >= 1:
                 harmful = study._clearly_harmful()
@@ -1170,10 +1175,7 @@ class _Runner:
                     self.store.event("note", f"stopped after repeat {repeat + 1}: one more would not narrow the intervals")
                     break
         for group in range(self.protocol.jackknife):
-            self._compute(
-                [CellId(group, 0, fold, arm) for fold in range(self.protocol.folds) for arm in fitted if arm not in dropped], watcher
-            )
-        study._forget()
+            compute(0, group)
 
     def _compute(self, cells: Sequence[CellId], watcher: Watcher | None = None) -> None:
         chosen = frozenset(cells)
@@ -1188,19 +1190,14 @@ def _gain(seen: HoldoutVerdict) -> dict[str, float]:
 
 
 class _Counting(Watcher):
-    """Passes on what a run tells, with the cells of the whole plan as the total."""
+    """Passes on what the run of one repeat tells, counted within the whole plan: ``before`` cells belong to earlier repeats."""
 
-    def __init__(self, inner: Watcher, total: int, store: Store) -> None:
-        self._inner, self._total, self._store = inner, total, store
-        self._before = 0
-        self._part = 0
+    def __init__(self, inner: Watcher, total: int) -> None:
+        self._inner, self._total = inner, total
+        self.before = 0
 
     def cell(self, done: int, total: int, arm: Arm | None) -> None:
-        # A run counts the cells of its own repeat; what earlier repeats finished is added.
-        if arm is None and done == 0:
-            self._before += self._part
-        self._part = done
-        self._inner.cell(min(self._before + done, self._total), self._total, arm)
+        self._inner.cell(min(self.before + done, self._total), self._total, arm)
 
     def note(self, level: str, text: str) -> None:
         self._inner.note(level, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,6 +106,7 @@ class TrainingKit:
     task: str
     n_classes: int
     _remedy: Remedy
+    _used: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)  # what the loop asked for: drawn rows, class weights
 
     def sampler(self, features: npt.ArrayLike | None = None) -> RowSampler:
         """Rows to train on, as a sampler for a ``DataLoader`` over the whole data set.
@@ -123,6 +124,7 @@ class TrainingKit:
                 f"{self.remedy} invents rows, which a sampler of row numbers cannot hand out; it fits counterpoise.study."
             )
         rows = self.train_index if draw is None else self.train_index[draw.index]
+        self._used["rows"] = rows
         return RowSampler(rows, len(self.train_index), self.seed)
 
     def loss(self, outputs: str = "softmax") -> nn.Module:
@@ -140,7 +142,10 @@ class TrainingKit:
         weights = self._remedy.weights(training, self._params())
         if self.task == "regression":
             return _RowWeightedLoss(base, None) if weights is None else _TargetWeightedLoss(base, training.y, weights)
-        class_weight = None if weights is None else torch.from_numpy(_per_class(weights, training.y, self.n_classes))
+        class_weight = None
+        if weights is not None:
+            self._used["weight"] = _per_class(weights, training.y, self.n_classes)
+            class_weight = torch.from_numpy(self._used["weight"])
         return _RowWeightedLoss(_FloatTargets(base) if task == "binary" else base, class_weight)
 
     def optimizer(self, parameters: Any, default: type[torch.optim.Optimizer] = torch.optim.Adam, **options: Any) -> torch.optim.Optimizer:
@@ -151,6 +156,13 @@ class TrainingKit:
     def aggregator(self) -> Any | None:
         """The remedy's aggregator of several gradients, or None."""
         return self._remedy.aggregator()
+
+    def _effective_prior(self) -> list[float]:
+        """Class shares as the loop trained on them: of the rows the sampler drew, times the weights of the loss."""
+        if self.task == "regression":
+            return []
+        mass = np.bincount(self.y[self._used.get("rows", self.train_index)], minlength=self.n_classes) * self._used.get("weight", 1.0)
+        return list(mass / mass.sum())
 
     def _params(self) -> dict[str, Any]:
         return {name: dimension.default for name, dimension in self._remedy.space.items()}
@@ -229,8 +241,8 @@ def problem_of_targets(y: npt.ArrayLike, *, task: str, positive: Any, groups: An
             bad_input("y", f"{np.bincount(codes)[smallest]} rows of class {classes[smallest]!r}", "at least 4 rows of every class")
     named = {groups.kind: groups} if isinstance(groups, Groups) else dict(groups or {})
     for column, one in named.items():
-        if len(one) != len(values):
-            bad_input(f"groups[{column!r}]", f"{len(one)} ids", f"one for each of the {len(values)} rows of y")
+        if len(one.ids) != len(values):
+            bad_input(f"groups[{column!r}]", f"{len(one.ids)} ids", f"one for each of the {len(values)} rows of y")
     return Problem(
         name=name,
         X=np.zeros((len(values), 0)),
@@ -280,13 +292,13 @@ def run_training_cell(
     test = _scores_of(returned, "test", len(kit.test_index), problem)
     oof, scored = _blank_scores(problem, len(rows)), inner == 0
     oof[scored] = valid
-    thresholds = thresholds_of(problem, protocol, problem.y[rows], oof, scored)
+    effective = kit._effective_prior()
+    thresholds = thresholds_of(problem, protocol, problem.y[rows], oof, scored, effective)
     threshold = thresholds.get(remedy.rule, [])
     extra: dict[str, Any] = {"thresholds": thresholds, "splits": splits.fingerprint(cell.repeat)}
     if problem.task != "regression":
         counts = np.bincount(problem.y[rows], minlength=len(problem.schema.classes))
-        # What a loop makes of the class frequencies is its own affair: scores are taken as they come.
-        extra["prior"] = extra["effective_prior"] = (counts / counts.sum()).tolist()
+        extra["prior"], extra["effective_prior"] = (counts / counts.sum()).tolist(), effective
     return CellResult(
         scores=test,
         threshold=threshold,

@@ -357,7 +357,7 @@ def _intervals(
             bad_input("interval", interval, "'rows' or 'nadeau-bengio'", "This study holds no cells with row groups deleted.")
         se, df = jackknife(_deletions(boards, question))
         return estimate, se, bonferroni(int(claims.sum()), df, level), ""
-    se = row_standard_error(family.moments, repeat_variance(family.cells))
+    se = row_standard_error(family.moments, repeat_variance(family.cells), family.grain)
     return estimate, se, max_t(family.moments.S[np.ix_(claims, claims)], family.df, level), ""
 
 
@@ -465,8 +465,8 @@ def more_repeats_help(
     shrinking = np.maximum(one - now, 0.0) * repeats / (repeats - 1)
     then = one - shrinking + shrinking / (repeats + 1)
     expected = replace(family.moments, S=np.diag(then))
-    before = row_standard_error(family.moments, v_rep)
-    after = row_standard_error(expected, v_rep * repeats / (repeats + 1))
+    before = row_standard_error(family.moments, v_rep, family.grain)
+    after = row_standard_error(expected, v_rep * repeats / (repeats + 1), family.grain)
     return bool((after[family.claims] < (1 - REPEAT_GAIN) * before[family.claims]).any())
 
 
