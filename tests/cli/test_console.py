@@ -6,7 +6,7 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +50,7 @@ ROWS = [
 class FinishedStudy:
     metrics: Mapping[str, str] = METRICS
     protocol = Protocol("binary", primary="decisions")
+    provisional: Sequence[str] = ("trees",)
     files: Mapping[str, Path] = {"report": Path("runs/a/report.html"), "model": Path("runs/a/model")}
     recommendation = SimpleNamespace(summary=lambda: "Use it: balanced-forest raises balanced accuracy by 0.03 (at least 0.01).")
 

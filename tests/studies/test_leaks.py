@@ -378,3 +378,15 @@ def test_the_target_encoding_of_a_row_does_not_know_its_own_target(tmp_path: Pat
     study = counterpoise.study(table, target="y", learners="trees", remedies=[], repeats=1, placebo=False, out=tmp_path, jobs=1)
     assert abs(study.results["balanced_accuracy"].mean() - 0.5) < 0.1
     assert json.loads(study.results["extra"][0])["prior"][1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_target_encoding_of_a_copy_does_not_know_the_target_of_the_others(tmp_path: Path) -> None:
+    """Copies of a row in other folds of the encoder would tell its class: categories that say nothing would seem to say all."""
+    rng = np.random.default_rng(0)
+    y = rng.random(1000) < 0.15
+    table = pl.DataFrame({"x": rng.normal(size=1000) + 1.2 * y, "shop": [f"s{i}" for i in rng.integers(0, 300, 1000)], "y": y})
+    study = counterpoise.study(
+        table, target="y", learners="linear", remedies=["over"], repeats=1, folds=3, placebo=False, out=tmp_path, jobs=1
+    )
+    means = {arm: study.mean_metrics("linear", arm)["auroc"] for arm in ("nothing", "over")}
+    assert means["nothing"] > 0.7 and means["over"] > means["nothing"] - 0.02

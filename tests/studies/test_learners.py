@@ -132,10 +132,17 @@ def test_names_of_built_in_learners_are_taken() -> None:
         small_study(numbers(), target="y", learners=[], out=Path("unused"))
 
 
-def test_the_forest_comes_only_with_its_remedy_and_only_for_classes() -> None:
-    problem = build_problem(numbers(), target="y")
-    entries, _ = entries_of(problem, [BUILT_IN["linear"]], as_remedies(["weights"]))
-    assert {entry.learner.name for entry in entries} == {"linear"}
-    entries, refused = entries_of(build_problem(numbers().drop("y"), target="x0"), [BUILT_IN["linear"]], as_remedies("all"))
-    assert {entry.learner.name for entry in entries} == {"linear"}
+def test_the_forest_comes_with_its_remedy_where_trees_are_studied() -> None:
+    def arms(problem: Any, learner: str, remedies: Any) -> set[tuple[str, str]]:
+        entries, _ = entries_of(problem, [BUILT_IN[learner]], as_remedies(remedies, placebo=False))
+        return {(entry.learner.name, entry.remedy.name) for entry in entries if entry.remedy.name != "nothing@0.5"}
+
+    binary, regression = build_problem(numbers(), target="y"), build_problem(numbers().drop("y"), target="x0")
+    assert arms(binary, "trees", ["weights"]) == {("trees", "nothing"), ("trees", "weights")}
+    plain = {("trees", "nothing"), ("forest", "nothing"), ("forest", "balanced-forest")}
+    assert arms(binary, "trees", ["balanced-forest"]) == plain
+    assert arms(binary, "forest", ["balanced-forest"]) == plain - {("trees", "nothing")}
+    assert {learner for learner, _ in arms(binary, "linear", "all")} == {"linear"}
+    assert {learner for learner, _ in arms(regression, "trees", "all")} == {"trees"}
+    _, refused = entries_of(regression, [BUILT_IN["trees"]], as_remedies("all"))
     assert ("forest", "balanced-forest", "needs classes") in refused

@@ -194,7 +194,7 @@ def test_the_placebo_in_a_study_is_the_plain_fit_without_these_rows(tmp_path: Pa
 
 
 def test_the_balanced_forest_is_compared_with_a_forest(tmp_path: Path) -> None:
-    study = small_study(numbers(120, 30), target="y", remedies=["balanced-forest"], folds=2, out=tmp_path)
+    study = small_study(numbers(120, 30), target="y", learners="forest", remedies=["balanced-forest"], folds=2, out=tmp_path)
     (verdict,) = [verdict for verdict in study.verdicts("ranking") if verdict.arm == "balanced-forest"]
     assert verdict.learner == "forest" and verdict.verdict != "failed"
 
@@ -240,7 +240,7 @@ def test_what_does_not_apply_is_listed_with_the_reason(remedy: str, learner: str
         problem = build_problem(numbers(), target="x0", drop="y")
     else:
         problem = build_problem(numbers(), target="y")
-    entries, refused = entries_of(problem, [LEARNERS["linear"]], as_remedies([remedy]))
+    entries, refused = entries_of(problem, [LEARNERS[learner]], as_remedies([remedy]))
     assert remedy not in [entry.remedy.name for entry in entries]
     (found,) = [row for row in refused if row[1] == remedy]
     assert found[0] == learner and reason in found[2]

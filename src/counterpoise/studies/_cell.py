@@ -177,7 +177,7 @@ def fit_once(
                 # An invented row weighs as much as the average row.
                 drawn_weight = np.concatenate([drawn_weight, np.full(len(draw.y_new), user_weight.mean())])
         user_weight = drawn_weight
-    encoded = preprocess.fit_encode(cleaned, y)
+    encoded = preprocess.fit_encode(cleaned, y, rows)
     training = TrainingRows(cleaned, preprocess.cleaned_categorical, y, rows, problem.task)
     if words is not None:
         encoded = np.hstack([encoded, words])

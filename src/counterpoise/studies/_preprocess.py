@@ -89,15 +89,17 @@ class Preprocess:
         self._parts["vectorizer"] = TfidfVectorizer(max_features=TEXT_TERMS, sublinear_tf=True, dtype=np.float64)
         return cleaned, self._fit_text(text).astype(X.dtype)
 
-    def fit_encode(self, cleaned: FloatArray, y: npt.NDArray[np.generic]) -> FloatArray:
-        """Encode the rows a model is fitted on. The target encoder is fitted here, cross-fitted: a row's own target must not color it."""
+    def fit_encode(self, cleaned: FloatArray, y: npt.NDArray[np.generic], rows: npt.NDArray[np.int64] | None = None) -> FloatArray:
+        """Encode the rows a model is fitted on. The target encoder is fitted here, cross-fitted: a row's own target must not color it,
+        nor that of its copies. ``rows`` are the row numbers, equal for copies that a remedy drew, negative for rows it invented."""
         from sklearn.preprocessing import TargetEncoder
 
         if not len(self._target):
             return self.encode(cleaned)
         kinds = {"binary": "binary", "multiclass": "multiclass", "regression": "continuous"}
-        encoder = TargetEncoder(target_type=kinds[self.task], cv=_target_folds(y, self.task, self.seed))
+        encoder = TargetEncoder(target_type=kinds[self.task], cv=_target_folds(y, self.task, self.seed, rows))
         coded = encoder.fit_transform(cleaned[:, -len(self._target) :], y).astype(cleaned.dtype)
+        encoder.cv = 5  # the folds have served; without their row numbers the encoder is small and can be saved
         self._parts["target"] = encoder
         return np.hstack([self._encode_known(cleaned), coded])
 
@@ -173,13 +175,20 @@ class Preprocess:
         return np.asarray(self._parts["svd"].transform(terms) if "svd" in self._parts else terms.todense())
 
 
-def _target_folds(y: npt.NDArray[np.generic], task: str, seed: int) -> Any:
-    """Folds in which the target encoder is cross-fitted: five, fewer where a class is rare."""
-    from sklearn.model_selection import KFold, StratifiedKFold
+def _target_folds(y: npt.NDArray[np.generic], task: str, seed: int, rows: npt.NDArray[np.int64] | None) -> Any:
+    """Folds in which the target encoder is cross-fitted: five, fewer where a class is rare; copies of a row share a fold."""
+    from sklearn.model_selection import KFold, PredefinedSplit, StratifiedKFold
 
-    if task == "regression":
-        return KFold(5, shuffle=True, random_state=seed)
-    rarest = int(np.unique(y, return_counts=True)[1].min())
-    if rarest < 2:
-        return KFold(5, shuffle=True, random_state=seed)
-    return StratifiedKFold(min(5, rarest), shuffle=True, random_state=seed)
+    alone = np.arange(len(y))
+    ids = alone if rows is None else np.where(rows < 0, -1 - alone, rows)
+    _, first, place = np.unique(ids, return_index=True, return_inverse=True)
+    rarest = 0 if task == "regression" else int(np.unique(y[first], return_counts=True)[1].min())
+    splitter = KFold(5, shuffle=True, random_state=seed)
+    if rarest >= 2:
+        splitter = StratifiedKFold(min(5, rarest), shuffle=True, random_state=seed)
+    if len(first) == len(y):
+        return splitter
+    folds = np.empty(len(first), dtype=np.int64)
+    for fold, (_, held) in enumerate(splitter.split(first, y[first])):
+        folds[held] = fold
+    return PredefinedSplit(folds[place])

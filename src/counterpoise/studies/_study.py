@@ -964,8 +964,8 @@ def study(
     Example:
         >>> import counterpoise
         >>> study = counterpoise.study("breast-cancer", learners="linear", remedies=["weights"], repeats=1)
-        >>> [verdict.arm for verdict in study.verdicts("ranking")]
-        ['weights', 'placebo', 'nothing@0.5']
+        >>> study.recommendation.learner, study.recommendation.arm
+        ('linear', 'nothing')
     """
     watcher = watcher or Watcher()
     seconds = _seconds(budget)
@@ -1118,7 +1118,7 @@ class _Runner:
         counts = self.problem.counts if self.problem.task != "regression" else None
         detectable = None
         if counts is not None:
-            names_of = [entry.learner.name for entry in kept if entry.learner.name != "forest"]
+            names_of = [entry.learner.name for entry in kept]
             detectable = min(smallest_detectable(int(counts.min() * (1 - self.protocol.holdout)), name) for name in dict.fromkeys(names_of))
         return Plan(
             arms=tuple(entry.arm for entry in kept),
