@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from counterpoise import Study
 from counterpoise.cli._console import ConsoleWatcher
-from rich.console import Console
 
 
 def main(folder: str, target: str) -> None:
     study = Study.open(folder)
-    console = Console(record=True, width=104, force_terminal=True, color_system="truecolor", file=open("/dev/null", "w"))
+    console = Console(record=True, width=104, force_terminal=True, color_system="truecolor", file=io.StringIO())
     watcher = ConsoleWatcher(console, animate=False)
     watcher.data(study.problem, study.diagnosis)
     watcher.plan(study.plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,8 @@ def test_steps_do_not_depend_on_rows(rows: int) -> None:
 
 
 def test_every_pass_draws_every_row_once() -> None:
-    class Data:
-        X = {"X": torch.arange(10.0)[:, None], "weight": torch.ones(10)}
-        y = torch.arange(10)
-
-    drawn = torch.cat([y for _, y in _StepBatches(Data(), 4, 5, seed=0)])
+    data = SimpleNamespace(X={"X": torch.arange(10.0)[:, None], "weight": torch.ones(10)}, y=torch.arange(10))
+    drawn = torch.cat([y for _, y in _StepBatches(data, 4, 5, seed=0)])
     assert len(drawn) == 20
     assert sorted(drawn[:10].tolist()) == list(range(10)) and sorted(drawn[10:].tolist()) == list(range(10))
 
