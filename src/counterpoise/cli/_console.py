@@ -59,6 +59,10 @@ class StudyLike(Interface):
         """What was written: a few words -> path."""
 
     @property
+    def threshold_gain(self) -> str:
+        """What moving the threshold alone is worth."""
+
+    @property
     def provisional(self) -> Sequence[str]:
         """Learners whose verdicts are provisional."""
 
@@ -208,6 +212,8 @@ class ConsoleWatcher(Watcher):
         self.console.print()
         self.console.print(study_table(study.table(study.protocol.primary), study.metrics, width=self.console.width))
         self.console.print()
+        if study.threshold_gain:
+            self._say(study.threshold_gain)
         if study.provisional:
             names = ", ".join(study.provisional)
             self._say(f"Provisional: verdicts of {names}. How often they claim falsely has not been counted yet.", "dim")

@@ -55,7 +55,7 @@ def study_view(study: Study) -> view.StudyView:
         title=study.problem.name,
         command=study.command,
         recommendation=recommendation.summary(),
-        reasons=recommendation.reasons[1:],
+        reasons=(*recommendation.reasons[1:], *([study.threshold_gain] if study.threshold_gain else [])),
         questions=tuple(_panel(study, question, verdicts[question]) for question in questions),
         headline=tuple(_rows(study, verdicts)),
         metrics=TABLE_METRICS[study.problem.task],

@@ -150,7 +150,9 @@ def entries_of(problem: Problem, learners: Sequence[Learner], remedies: Sequence
     refused: list[tuple[str, str, str]] = []
     chosen = {learner.name for learner in learners}
     # An ensemble of trees joins where trees are studied; somebody who asked for linear models alone is not handed a forest.
-    remedies = [remedy for remedy in remedies if remedy.learner is None or chosen & {"trees", remedy.learner}]
+    strangers = [remedy for remedy in remedies if remedy.learner is not None and not chosen & {"trees", remedy.learner}]
+    refused += [(str(remedy.learner), remedy.name, "no trees among the learners") for remedy in strangers]
+    remedies = [remedy for remedy in remedies if remedy not in strangers]
     homes = {remedy.learner for remedy in remedies if remedy.learner is not None}
     everyone = [*learners]
     for home in sorted(homes - chosen):

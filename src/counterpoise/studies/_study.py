@@ -34,13 +34,23 @@ from ._recommendation import (
     holdout_verdict,
     recommend,
 )
-from ._remedies import BASELINE, Remedy, as_remedies
+from ._remedies import BASELINE, HALF, Remedy, as_remedies
 from ._remedies import BUILT_IN as REMEDIES
 from ._runner import run_cells
 from ._splits import Splits
 from ._store import Store, results_frame
 from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher
-from ._verdicts import CALIBRATED_LEARNERS, Verdict, Verdicts, clearly_harmful, compare, more_repeats_help, smallest_detectable, verdicts
+from ._verdicts import (
+    CALIBRATED_LEARNERS,
+    METRIC_WORDS,
+    Verdict,
+    Verdicts,
+    clearly_harmful,
+    compare,
+    more_repeats_help,
+    smallest_detectable,
+    verdicts,
+)
 from ._work import CellWork, load_problem, save_problem
 
 if TYPE_CHECKING:
@@ -99,6 +109,7 @@ class Study:
         self._accept_worse = tuple(accept_worse)
         if temporary is not None:  # nobody named a folder: it goes with this object
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        weakref.finalize(self, store.close)  # the later one runs first
         self._reopen_holdout = reopen_holdout
         self._kept_scores: dict[tuple[str, int], npt.NDArray[np.floating]] = {}
         self._judged: dict[Any, Verdicts] = {}
@@ -397,6 +408,17 @@ class Study:
         return self._means.get((learner, arm), {})
 
     @property
+    def threshold_gain(self) -> str:
+        """What moving the threshold alone is worth, in one sentence; empty where there is no threshold."""
+        if "decisions" not in self.questions:
+            return ""
+        gains = {v.learner: -v.estimate for v in self.verdicts("decisions") if v.arm == HALF.name and v.estimate == v.estimate}
+        if not gains:
+            return ""
+        metric = METRIC_WORDS[self.metrics["decisions"]]
+        return f"Moving the threshold alone, from 0.5: {', '.join(f'{name} {gain:+.3f}' for name, gain in gains.items())} {metric}."
+
+    @property
     def provisional(self) -> list[str]:
         """Learners for which the rate of false claims has not been counted: their verdicts are provisional."""
         return list(dict.fromkeys(v.learner for v in self.verdicts() if v.provisional))
@@ -435,7 +457,7 @@ class Study:
 
     def note_of(self, learner: str, arm: str) -> str:
         """A remark for the table: shown only, constant predictions, stopped early."""
-        if arm == "nothing@0.5":
+        if arm == HALF.name:
             return "shown only"
         if (learner, arm) in self._failures():
             return "failed"
