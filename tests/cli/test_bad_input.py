@@ -174,7 +174,7 @@ def test_no_combination_of_options_gives_a_traceback(
 ) -> None:
     """All checks before the first fit are real; the fits are left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("counterpoise.studies._study._run", lambda *arguments, **options: None)
+    monkeypatch.setattr("counterpoise.studies._launch.launch", lambda *arguments, **options: None)
     write(tmp_path / "data.csv", table(60, 20))
     outcome = run("study", "data.csv", "--target", "y", *options)
     assert outcome.code in (0, 2), outcome

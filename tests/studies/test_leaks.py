@@ -18,7 +18,7 @@ from tests.studies.small import numbers
 
 import counterpoise
 from counterpoise._errors import InputError
-from counterpoise.studies import Draw, Learner, Remedy, Study, TrainingRows, Watcher, _cell, _preprocess, _splits, _study
+from counterpoise.studies import Draw, Learner, Remedy, Study, TrainingRows, Watcher, _cell, _launch, _preprocess, _splits
 from counterpoise.studies._problem import build_problem
 
 IntArray = npt.NDArray[np.int64]
@@ -286,7 +286,7 @@ def oversampled(problem: Any) -> Any:
 
 def mutate_before_splitting(patch: pytest.MonkeyPatch) -> None:
     """Over-sampling moves before the outer split."""
-    patch.setattr(_study, "build_problem", lambda *args, **options: oversampled(build_problem(*args, **options)))
+    patch.setattr(_launch, "build_problem", lambda *args, **options: oversampled(build_problem(*args, **options)))
 
 
 def mutate_before_inner_splitting(patch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
+    from ._launch import study as study
     from ._learners import Choice as Choice
     from ._learners import Learner as Learner
     from ._learners import Range as Range
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ._saving import load_model as load_model
     from ._saving import save_model as save_model
     from ._study import Study as Study
-    from ._study import study as study
     from ._training import TrainingKit as TrainingKit
     from ._types import Watcher as Watcher
     from ._verdicts import Verdict as Verdict
@@ -42,6 +42,6 @@ __getattr__, __dir__, __all__ = attach(
         "Watcher": "_types",
         "load_model": "_saving",
         "save_model": "_saving",
-        "study": "_study",
+        "study": "_launch",
     },
 )

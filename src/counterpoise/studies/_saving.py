@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from counterpoise._errors import InputError, StoreError, listing
 
-from ._types import digest
+from ._types import digest, installed_versions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -164,7 +164,7 @@ def _write_parts(folder: Path, model: FittedModel) -> None:
         "schema": model.schema.to_dict(),
         "preprocess": model.preprocess.get_config(),
         "net": _net_content(model.estimator) if is_net else None,
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     parts = {"preprocess": model.preprocess.get_parts(), "estimator": None if is_net else _without_resampler(model.estimator)}
@@ -214,16 +214,6 @@ def _without_resampler(estimator: Any) -> Any:
     if isinstance(estimator, ResamplingPipeline):
         return Pipeline([(name, step) for name, step in estimator.steps if not hasattr(step, "fit_resample")])
     return estimator
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 # -- loading ------------------------------------------------------------------------------------------------------------------------------

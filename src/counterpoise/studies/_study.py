@@ -1,11 +1,10 @@
-"""The main job: compare remedies on one data set under one protocol, and say which helps - or that none does."""
+"""What a study knows: verdicts, recommendation, table, report and model, all from the stored scores."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoise._errors import CounterpoiseError, InputError, StoreError, check_choice, check_range
+from counterpoise._errors import CounterpoiseError, InputError, StoreError, check_choice
 
 from ._cell import make_scores, train
 from ._diagnosis import diagnose_problem
 from ._differences import Board, arm_values, metric_of
 from ._learners import BUILT_IN as LEARNERS
-from ._learners import Learner, as_learner
+from ._learners import Learner
 from ._metrics import cell_metrics, decide
-from ._plan import QUESTIONS, Entry, budgeted, entries_of, make_protocol
-from ._problem import Problem, build_problem
+from ._plan import QUESTIONS, Entry, entries_of, make_protocol
+from ._problem import Problem
 from ._recommendation import (
     HoldoutVerdict,
     Recommendation,
@@ -36,10 +35,9 @@ from ._recommendation import (
 )
 from ._remedies import BASELINE, HALF, Remedy, as_remedies
 from ._remedies import BUILT_IN as REMEDIES
-from ._runner import run_cells
 from ._splits import Splits
 from ._store import Store, results_frame
-from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher
+from ._types import NO_DROP, Plan, Protocol, Watcher
 from ._verdicts import (
     CALIBRATED_LEARNERS,
     METRIC_WORDS,
@@ -48,10 +46,9 @@ from ._verdicts import (
     clearly_harmful,
     compare,
     more_repeats_help,
-    smallest_detectable,
     verdicts,
 )
-from ._work import CellWork, load_problem, save_problem
+from ._work import load_problem
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,15 +57,11 @@ if TYPE_CHECKING:
 
     from ._saving import FittedModel
 
-__all__ = ["Study", "study"]
+__all__ = ["Study"]
 
-DEFAULT_LEARNERS = ("linear", "trees", "mlp")
-LONG_BUDGET = 300.0  # seconds from which on a budget pays for tuning
-TUNING_TRIALS = 8
 TIME_BLOCKS = 20  # stretches of a time series that count as independent
 HOLDOUT_FIT, FINAL_FIT = "hold-out fit", "final fit"  # names of random streams, in the place of a repeat
 _LOSSES = ("log_loss", "brier", "cost", "mae", "rmse")  # lower is better
-VERSIONED = ("counterpoise", "numpy", "scikit-learn", "imbalanced-learn", "torch", "skorch", "polars", "optuna")
 
 
 class Study:
@@ -143,7 +136,7 @@ class Study:
             Entry(
                 arm,
                 LEARNERS.get(arm.learner, Learner(arm.learner, _not_stored)),
-                by_name.get(arm.remedy, Remedy(arm.remedy, arm.stage)),
+                by_name.get(arm.remedy, Remedy(arm.remedy, arm.stage, rule=options["rules"][arm.name])),
             )
             for arm in store.arms()
         ]
@@ -201,6 +194,7 @@ class Study:
         Example:
             See ``examples/own_training_loop.py``.
         """
+        from ._launch import launch, listed
         from ._training import TrainingWork, problem_of_targets
 
         if not callable(train_fn):
@@ -214,13 +208,13 @@ class Study:
         chosen = [remedy for remedy in as_remedies(remedies, placebo=placebo) if remedy.learner is None]
         entries, refused = entries_of(problem, [loop], chosen)
         entries = [entry for entry in entries if not (entry.remedy.needs_rows and remedies == "all")]
-        return _run(
+        return launch(
             problem,
             protocol,
             entries,
             refused,
             work=lambda arms, folder: TrainingWork(folder, protocol, train_fn, {arm: remedy for arm, (_, remedy) in arms.items()}),
-            options={"accept_worse": _listed(accept_worse), "loop": True},
+            options={"accept_worse": listed(accept_worse), "loop": True},
             out=out,
             jobs=jobs,
             watcher=watcher or Watcher(),
@@ -903,326 +897,10 @@ class Study:
         )
 
 
-def study(
-    data: Any,
-    y: Any = None,
-    *,
-    target: str | None = None,
-    positive: Any = None,
-    task: str = "auto",
-    test: Any = None,
-    groups: str | Sequence[str] = (),
-    cluster: str | None = None,
-    time: str | None = None,
-    weight: str | None = None,
-    cost: Mapping[str, float] | None = None,
-    text: str | Sequence[str] = (),
-    drop: str | Sequence[str] = (),
-    keep: str | Sequence[str] = (),
-    header: bool = True,
-    learners: Any = DEFAULT_LEARNERS,
-    remedies: Any = "all",
-    metric: str = "auto",
-    rope: Mapping[str, float] | float | None = None,
-    folds: int = 5,
-    repeats: int = 5,
-    trials: int | None = None,
-    budget: float | str | None = None,
-    jobs: int | None = None,
-    engine: str = "local",
-    seed: int = 0,
-    merge_rare: bool = False,
-    placebo: bool = True,
-    accept_worse: str | Sequence[str] = (),
-    reopen_holdout: bool = False,
-    out: str | Path | None = None,
-    resume: bool = False,
-    command: str | None = None,
-    watcher: Watcher | None = None,
-) -> Study:
-    """Compare remedies for imbalance on one data set, each with the same splits, tuning and thresholds as doing nothing.
-
-    Args:
-        data: a path (csv, tsv, parquet, arrow, jsonl, also compressed), ``"sklearn:NAME"``, ``"openml:ID"``, ``"hf:NAME"``, the name of a
-            data set (:func:`counterpoise.datasets.names`), a polars or pandas frame, a pyarrow table, or an array (n, p).
-        y: the target, if it is not a column of ``data``.
-        target: the column to predict; named sets know theirs.
-        positive: the class that counts as positive; default the rarer one.
-        task: ``auto``, ``classification`` or ``regression``.
-        test: a second table, used once, as the hold-out.
-        groups: columns whose values are reported apart (worst group); they stay features.
-        cluster: column of rows that belong together (patient, customer): never split between folds.
-        time: column of time: always train on the past and test on the future.
-        weight: column of sample weights, used in fitting.
-        cost: ``{"fp": 1, "fn": 20}``: decisions minimize the mean cost instead.
-        text, drop, keep: columns to read as text, to leave out, to use although they look like an id or a leak.
-        header: False if the first line of a file is data.
-        learners: names (``linear``, ``trees``, ``mlp``, ``forest``), scikit-learn estimators or pipelines, or a mapping from names to them.
-        remedies: ``"all"``, names, :class:`counterpoise.studies.Remedy` objects, samplers with ``fit_resample``, or a mapping.
-        metric: ``auto`` (balanced accuracy; MAE), ``balanced_accuracy``, ``f1``, ``accuracy``, ``cost``, or ``auroc`` / ``log_loss`` to let
-            ranking or probabilities decide.
-        rope: differences below it do not matter: a number for the primary question, or a mapping by question.
-        folds, repeats: of the outer cross-validation; fewer folds where a class is rare.
-        trials: settings tried per cell, the same number for every arm; default 1 (the defaults).
-        budget: seconds, or ``"90s"``, ``"10m"``, ``"2h"``: a plan is made for it once. Without it nothing is timed, and two runs agree to
-            the digit.
-        jobs: processes; default one per core. engine: ``local``, ``ray`` or ``dask``.
-        seed: of every random stream.
-        merge_rare: join classes with fewer rows than folds.
-        placebo: include the arm that should never help.
-        accept_worse: questions on which a recommended remedy may do harm.
-        reopen_holdout: look at the locked rows again for another recommendation; the report will always say so.
-        out: folder of the study; None = a temporary one that goes with the returned object.
-        resume: continue what is in ``out``. The same call on a folder that holds its study always does; this only says so.
-        command: how the study can be run again, for the report.
-        watcher: is told what happens.
-
-    Returns:
-        The finished :class:`Study`.
-
-    Raises:
-        InputError: the data or an option cannot be used; StoreError: the folder cannot.
-
-    Example:
-        >>> import counterpoise
-        >>> study = counterpoise.study("breast-cancer", learners="linear", remedies=["weights"], repeats=1)
-        >>> study.recommendation.learner, study.recommendation.arm
-        ('linear', 'nothing')
-    """
-    watcher = watcher or Watcher()
-    seconds = _seconds(budget)
-    problem = build_problem(
-        data,
-        y,
-        target=target,
-        positive=positive,
-        task=task,
-        test=test,
-        groups=_listed(groups),
-        cluster=cluster,
-        time=time,
-        weight=weight,
-        text=_listed(text),
-        drop=_listed(drop),
-        keep=_listed(keep),
-        header=header,
-        merge_rare=merge_rare,
-        folds=folds,
-    )
-    worse = _listed(accept_worse)
-    for question in worse:
-        check_choice("accept_worse", question, (*QUESTIONS["regression" if problem.task == "regression" else "classification"], "groups"))
-    if trials is None:
-        trials = TUNING_TRIALS if seconds is not None and seconds >= LONG_BUDGET else 1
-    protocol = make_protocol(problem, folds=folds, repeats=repeats, trials=trials, seed=seed, metric=metric, cost=cost, rope=rope)
-    chosen = _learners(learners)
-    entries, refused = entries_of(problem, chosen, as_remedies(remedies, placebo=placebo))
-    return _run(
-        problem,
-        protocol,
-        entries,
-        refused,
-        work=lambda arms, folder: CellWork(folder, protocol, arms),
-        options={"accept_worse": worse, "budget": seconds},
-        out=out,
-        jobs=_jobs(jobs, engine),
-        engine=engine,
-        budget=seconds,
-        watcher=watcher,
-        command=command or f"counterpoise.study({problem.name!r}, ...)",
-        reopen_holdout=reopen_holdout,
-    )
-
-
-def _run(
-    problem: Problem,
-    protocol: Protocol,
-    entries: list[Entry],
-    refused: list[tuple[str, str, str]],
-    *,
-    work: Callable[[Mapping[str, tuple[Learner, Remedy]], str], Any],
-    options: dict[str, Any],
-    out: str | Path | None,
-    jobs: int,
-    watcher: Watcher,
-    command: str,
-    engine: str = "local",
-    budget: float | None = None,
-    reopen_holdout: bool = False,
-    finish: bool = True,
-) -> Study:
-    """Open or join the store, run the cells repeat by repeat, and close the study with its report."""
-    temporary = None
-    if out is None:
-        out = tempfile.mkdtemp(prefix="counterpoise-")
-        temporary = out
-    options |= {
-        "arms": [entry.arm.name for entry in entries],
-        "repeats": protocol.repeats,
-        "rope": dict(protocol.rope),
-        "primary": protocol.primary,
-        "jackknife": protocol.jackknife,
-    }
-    header = {
-        "data_hash": problem.data_hash,
-        "protocol": protocol.to_dict(),
-        "protocol_hash": protocol.hash,
-        "options": options | {"command": command, "not_applicable": refused, "name": problem.name},
-        "versions": _versions(),
-        "seed": protocol.seed,
-    }
-    store = Store.join(out, header)
-    _refuse_other_options(store, options, out)
-    try:
-        problem_folder = save_problem(store.folder / "cache", problem)
-    except OSError as error:
-        raise StoreError(
-            f"{out}: the table cannot be kept there ({error.strerror}); free some space or choose another folder (--out)."
-        ) from error
-    arms = {entry.arm.hash: (entry.learner, entry.remedy) for entry in entries if not entry.remedy.shares_scores}
-    compute = work(arms, str(problem_folder))
-    store.add_arms([entry.arm for entry in entries])
-    diagnosis = diagnose_problem(problem, seed=protocol.seed) if problem.p or problem.text is not None else None
-    watcher.data(problem, diagnosis)
-    runner = _Runner(store, problem, protocol, entries, refused, compute, jobs, engine, watcher)
-    plan = runner.make_plan(budget)
-    result = Study(
-        store,
-        problem,
-        protocol,
-        [entry for entry in entries if entry.arm in plan.arms],
-        plan,
-        accept_worse=options["accept_worse"],
-        command=command,
-        temporary=temporary,
-        reopen_holdout=reopen_holdout,
-    )
-    if diagnosis is not None:
-        result.diagnosis = diagnosis
-    watcher.plan(plan)
-    runner.run(result, stop_early=budget is not None)
-    result._finish(watcher, fit=finish)
-    watcher.finished(result)
-    return result
-
-
-class _Runner:
-    """Runs the cells of a plan: repeat by repeat, then the jackknife."""
-
-    def __init__(
-        self,
-        store: Store,
-        problem: Problem,
-        protocol: Protocol,
-        entries: Sequence[Entry],
-        refused: Sequence[tuple[str, str, str]],
-        work: Any,
-        jobs: int,
-        engine: str,
-        watcher: Watcher,
-    ) -> None:
-        self.store, self.problem, self.protocol = store, problem, protocol
-        self.entries, self.refused, self.work = list(entries), tuple(refused), work
-        self.jobs, self.engine, self.watcher = jobs, engine, watcher
-
-    def make_plan(self, budget: float | None) -> Plan:
-        """Decide once what is run; whoever joins later gets the same plan."""
-        kept, repeats, shed, per_repeat = self.entries, self.protocol.repeats, [], None
-        stored = self.store.get("plan")
-        if stored is None and budget is not None:
-            stored = self.store.setdefault("plan", self._within(budget))
-        if stored is not None:
-            names = set(stored["arms"])
-            kept = [entry for entry in self.entries if entry.arm.hash in names]
-            repeats, shed, per_repeat = stored["repeats"], stored["shed"], stored["seconds_per_repeat"]
-        fitted = sum(not entry.remedy.shares_scores for entry in kept)
-        cells = fitted * self.protocol.folds * (repeats + self.protocol.jackknife)
-        counts = self.problem.counts if self.problem.task != "regression" else None
-        detectable = None
-        if counts is not None:
-            names_of = [entry.learner.name for entry in kept]
-            detectable = min(smallest_detectable(int(counts.min() * (1 - self.protocol.holdout)), name) for name in dict.fromkeys(names_of))
-        return Plan(
-            arms=tuple(entry.arm for entry in kept),
-            repeats=repeats,
-            trials=self.protocol.trials,
-            cells=cells,
-            not_applicable=self.refused,
-            shed=tuple(shed),
-            seconds_per_repeat=per_repeat,
-            smallest_difference=detectable,
-        )
-
-    def _within(self, budget: float) -> dict[str, Any]:
-        """Time one cell of every arm (they count), then see what the budget buys."""
-        import time
-
-        started = time.monotonic()
-        fitted = [entry for entry in self.entries if not entry.remedy.shares_scores]
-        self._compute([CellId(NO_DROP, 0, 0, entry.arm.hash) for entry in fitted])
-        cells = self.store.cells()
-        seconds = dict(zip(cells["arm_hash"].to_list(), cells["seconds"].fill_null(0.0).to_list(), strict=True))
-        kept, repeats, shed, per_repeat = budgeted(
-            self.entries,
-            seconds,
-            budget=budget,
-            spent=time.monotonic() - started,
-            folds=self.protocol.folds,
-            repeats=self.protocol.repeats,
-            jobs=max(1, self.jobs),  # a cluster of unknown size counts as one worker
-        )
-        return {"arms": [entry.arm.hash for entry in kept], "repeats": repeats, "shed": shed, "seconds_per_repeat": per_repeat}
-
-    def run(self, study: Study, *, stop_early: bool) -> None:
-        fitted = [entry.arm.hash for entry in study._entries if not entry.remedy.shares_scores]
-        folds = range(self.protocol.folds)
-        watcher = _Counting(self.watcher, len(fitted) * len(folds) * (study.plan.repeats + self.protocol.jackknife))
-        dropped: set[str] = set()
-
-        def compute(repeat: int, drop: int) -> None:
-            cells = [CellId(drop, repeat, fold, arm) for fold in folds for arm in fitted if arm not in dropped]
-            self._compute(cells, watcher)
-            watcher.before += len(cells)
-            study._forget()
-
-        for repeat in range(study.plan.repeats):
-            compute(repeat, NO_DROP)
-            self.watcher.repeat(study, repeat + 1)
-            if stop_early and repeat >= 1:
-                harmful = study._clearly_harmful()
-                for arm in harmful - dropped:
-                    self.store.event("note", f"{arm} stopped early after repeat {repeat + 1}: clearly harmful")
-                dropped |= harmful
-                if not study._more_repeats_help():
-                    self.store.event("note", f"stopped after repeat {repeat + 1}: one more would not narrow the intervals")
-                    break
-        for group in range(self.protocol.jackknife):
-            compute(0, group)
-
-    def _compute(self, cells: Sequence[CellId], watcher: Watcher | None = None) -> None:
-        chosen = frozenset(cells)
-        self.store.add_cells(cells)
-        run_cells(self.store, self.work, jobs=self.jobs, engine=self.engine, watcher=watcher or self.watcher, select=chosen.__contains__)
-
-
 def _gain(seen: HoldoutVerdict) -> dict[str, float]:
     """Baseline and difference on the hold-out; a difference is positive where the recommended arm is better."""
     baseline = seen.value + seen.estimate if seen.metric in _LOSSES else seen.value - seen.estimate
     return {"baseline": baseline, "gain": seen.estimate, "low": seen.low, "high": seen.high}
-
-
-class _Counting(Watcher):
-    """Passes on what the run of one repeat tells, counted within the whole plan: ``before`` cells belong to earlier repeats."""
-
-    def __init__(self, inner: Watcher, total: int) -> None:
-        self._inner, self._total = inner, total
-        self.before = 0
-
-    def cell(self, done: int, total: int, arm: Arm | None) -> None:
-        self._inner.cell(min(self.before + done, self._total), self._total, arm)
-
-    def note(self, level: str, text: str) -> None:
-        self._inner.note(level, text)
 
 
 def _fitting(entry: Entry) -> Remedy:
@@ -1244,83 +922,6 @@ def _plan_from(store: Store, entries: Sequence[Entry], options: Mapping[str, Any
         shed=tuple(stored.get("shed", ())),
         seconds_per_repeat=stored.get("seconds_per_repeat"),
     )
-
-
-def _refuse_other_options(store: Store, options: Mapping[str, Any], out: Any) -> None:
-    """The same question must be asked of a folder that holds a study; what only sharpens the answer (``accept_worse``) may differ."""
-    there = store.header["options"]
-    changed = [
-        f"{name}: {_shown(there.get(name))} -> {_shown(options.get(name))}"
-        for name in sorted(set(options) - {"accept_worse"})
-        if json.loads(json.dumps(options.get(name))) != there.get(name)
-    ]
-    if changed:
-        raise InputError(
-            f"out: {out} holds another study ({'; '.join(changed)}); expected the options it was started with."
-            " Repeat them, or choose another folder (--out)."
-        )
-
-
-def _shown(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _learners(chosen: Any) -> list[Learner]:
-    if isinstance(chosen, Mapping):
-        found = [as_learner(value, name) for name, value in chosen.items()]
-    elif isinstance(chosen, (list, tuple)):
-        found = [as_learner(value) for value in chosen]
-    else:
-        found = [as_learner(chosen)]
-    names = [learner.name for learner in found]
-    if not names:
-        raise InputError("learners: got none; expected at least one of " + ", ".join(LEARNERS) + ".")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"learners: {name!r} was given twice; expected different names, e.g. learners={{'a': one, 'b': other}}.")
-    return found
-
-
-def _listed(value: str | Sequence[str] | None) -> list[str]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _jobs(jobs: int | None, engine: str) -> int:
-    """Processes: one per core that this process may use, on a cluster all it has (-1)."""
-    if jobs is None:
-        if engine != "local":
-            return -1
-        return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    check_range("jobs", jobs, low=1, integer=True)
-    return jobs
-
-
-def _seconds(budget: float | str | None) -> float | None:
-    if budget is None:
-        return None
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    try:
-        seconds = float(budget[:-1]) * units[budget[-1]] if isinstance(budget, str) and budget[-1:] in units else float(budget)
-    except ValueError:
-        seconds = float("nan")
-    if not 0 < seconds < float("inf"):
-        raise InputError(f"budget: got {budget!r}; expected a time such as 90, '90s', '10m' or '2h'.")
-    return seconds
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _metric_columns(frame: pl.DataFrame) -> list[str]:

@@ -6,6 +6,7 @@ the cell's key; what only changes how fast it is computed (jobs, engine, folder)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Arm", "CellId", "CellResult", "Plan", "Protocol", "Watcher", "digest"]
+__all__ = ["Arm", "CellId", "CellResult", "Plan", "Protocol", "Watcher", "digest", "installed_versions"]
 
 NO_DROP = -1  # CellId.drop of an ordinary cell; g >= 0: row group g is deleted entirely (jackknife)
 
@@ -145,3 +146,14 @@ def as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
