@@ -202,3 +202,25 @@ def test_text_columns_in_a_study(tmp_path: Path) -> None:
     left_out = small_study(mixed(160).select("note", "age", "y"), target="y", remedies=[], folds=3, out=tmp_path / "without")
     assert cells(left_out)["auroc"].mean() < 0.7
     assert any("note" in notice for notice in left_out.problem.notices)
+
+
+def test_invented_rows_do_not_carry_the_target_of_their_source_into_its_code() -> None:
+    rng = np.random.default_rng(0)
+    n = 1500
+    y = (rng.random(n) < 0.15).astype(np.int64)
+    X = np.column_stack([rng.normal(size=n) + y, rng.integers(0, 400, n).astype(float)])  # a category of 400 levels that says nothing
+    preprocess = Preprocess([0, 400], scale=True, task="binary")
+    cleaned, _ = preprocess.fit(X)
+    source = np.flatnonzero(y == 1)
+    invented = cleaned[source] + [0.01, 0.0]
+    drawn, labels = np.vstack([cleaned, invented]), np.concatenate([y, y[source]])
+    rows = np.concatenate([np.arange(n), np.full(len(source), -1)])
+
+    code = preprocess.fit_encode(drawn, labels, rows)[:, 1]
+    alone = Preprocess([0, 400], scale=True, task="binary")
+    alone.fit(X)
+    np.testing.assert_allclose(code[:n], alone.fit_encode(cleaned, y)[:, 1])  # real rows are coded as without the invented ones
+    level = X[source, 1]
+    expected = [code[:n][(X[:, 1] == value) & (y == 1)].mean() for value in level]
+    np.testing.assert_allclose(code[n:], expected)
+    assert abs(np.corrcoef(code, labels)[0, 1]) < 0.1  # a code that knew the labels would correlate with them

@@ -90,15 +90,29 @@ class Preprocess:
         return cleaned, self._fit_text(text).astype(X.dtype)
 
     def fit_encode(self, cleaned: FloatArray, y: npt.NDArray[np.generic], rows: npt.NDArray[np.int64] | None = None) -> FloatArray:
-        """Encode the rows a model is fitted on. The target encoder is fitted here, cross-fitted: a row's own target must not color it,
-        nor that of its copies. ``rows`` are the row numbers, equal for copies that a remedy drew, negative for rows it invented."""
+        """Encode the rows a model is fitted on. ``rows`` are their row numbers: equal for copies that a remedy drew, negative for rows it
+        invented.
+
+        The target encoder is fitted here, cross-fitted, so that neither a row's own target colors it nor that of its copies. An invented
+        row carries the target of its source; it is left out of the fit and gets the mean code of the real rows of its category and class.
+        """
         from sklearn.preprocessing import TargetEncoder
 
         if not len(self._target):
             return self.encode(cleaned)
         kinds = {"binary": "binary", "multiclass": "multiclass", "regression": "continuous"}
-        encoder = TargetEncoder(target_type=kinds[self.task], cv=_target_folds(y, self.task, self.seed, rows))
-        coded = encoder.fit_transform(cleaned[:, -len(self._target) :], y).astype(cleaned.dtype)
+        categories = cleaned[:, -len(self._target) :]
+        real = np.ones(len(y), dtype=bool) if rows is None or (rows < 0).all() else rows >= 0
+        encoder = TargetEncoder(
+            target_type=kinds[self.task], cv=_target_folds(y[real], self.task, self.seed, None if rows is None else rows[real])
+        )
+        coded = encoder.fit_transform(categories[real], y[real]).astype(cleaned.dtype)
+        if not real.all():
+            classes = np.zeros(len(y), dtype=np.int64) if self.task == "regression" else y.astype(np.int64)
+            whole = np.empty((len(y), coded.shape[1]), dtype=cleaned.dtype)
+            whole[real] = coded
+            whole[~real] = _codes_of_invented(categories, classes, real, coded, encoder.transform(categories[~real]))
+            coded = whole
         encoder.cv = 5  # the folds have served; without their row numbers the encoder is small and can be saved
         self._parts["target"] = encoder
         return np.hstack([self._encode_known(cleaned), coded])
@@ -192,3 +206,20 @@ def _target_folds(y: npt.NDArray[np.generic], task: str, seed: int, rows: npt.ND
     for fold, (_, held) in enumerate(splitter.split(first, y[first])):
         folds[held] = fold
     return PredefinedSplit(folds[place])
+
+
+def _codes_of_invented(
+    categories: FloatArray, classes: npt.NDArray[np.int64], real: npt.NDArray[np.bool_], coded: FloatArray, otherwise: FloatArray
+) -> FloatArray:
+    """Mean code of the real rows with the same category and class, per target-encoded column; ``otherwise`` where there is none."""
+    result = np.array(otherwise, dtype=coded.dtype)
+    per_column = coded.shape[1] // categories.shape[1]  # one output per column, or one per class
+    cells = categories.astype(np.int64) * (int(classes.max()) + 1) + classes[:, None]
+    for column in range(categories.shape[1]):
+        known, invented = cells[real, column], cells[~real, column]
+        count = np.bincount(known, minlength=int(cells[:, column].max()) + 1)
+        found = count[invented] > 0
+        for output in range(column * per_column, (column + 1) * per_column):
+            total = np.bincount(known, weights=coded[:, output], minlength=len(count))
+            result[found, output] = (total[invented] / np.maximum(count[invented], 1))[found]
+    return result
