@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from counterpoise._seeding import generator
+
 __all__ = ["ONE_HOT_LEVELS", "Preprocess"]
 
 ONE_HOT_LEVELS = 20  # categories with more levels are target-encoded
@@ -94,7 +96,7 @@ class Preprocess:
         invented.
 
         The target encoder is fitted here, cross-fitted, so that neither a row's own target colors it nor that of its copies. An invented
-        row carries the target of its source; it is left out of the fit and gets the mean code of the real rows of its category and class.
+        row carries the target of its source; it is left out of the fit and gets the code of a real row of its category and class.
         """
         from sklearn.preprocessing import TargetEncoder
 
@@ -111,7 +113,7 @@ class Preprocess:
             classes = np.zeros(len(y), dtype=np.int64) if self.task == "regression" else y.astype(np.int64)
             whole = np.empty((len(y), coded.shape[1]), dtype=cleaned.dtype)
             whole[real] = coded
-            whole[~real] = _codes_of_invented(categories, classes, real, coded, encoder.transform(categories[~real]))
+            whole[~real] = _codes_of_invented(categories, classes, real, coded, encoder.transform(categories[~real]), self.seed)
             coded = whole
         encoder.cv = 5  # the folds have served; without their row numbers the encoder is small and can be saved
         self._parts["target"] = encoder
@@ -209,17 +211,27 @@ def _target_folds(y: npt.NDArray[np.generic], task: str, seed: int, rows: npt.ND
 
 
 def _codes_of_invented(
-    categories: FloatArray, classes: npt.NDArray[np.int64], real: npt.NDArray[np.bool_], coded: FloatArray, otherwise: FloatArray
+    categories: FloatArray,
+    classes: npt.NDArray[np.int64],
+    real: npt.NDArray[np.bool_],
+    coded: FloatArray,
+    otherwise: FloatArray,
+    seed: int,
 ) -> FloatArray:
-    """Mean code of the real rows with the same category and class, per target-encoded column; ``otherwise`` where there is none."""
+    """The codes of real rows drawn at random from the same category and class; ``otherwise`` where there is none.
+
+    Not their mean: a value that no real row has would tell trees which rows were invented.
+    """
     result = np.array(otherwise, dtype=coded.dtype)
     per_column = coded.shape[1] // categories.shape[1]  # one output per column, or one per class
     cells = categories.astype(np.int64) * (int(classes.max()) + 1) + classes[:, None]
     for column in range(categories.shape[1]):
         known, invented = cells[real, column], cells[~real, column]
         count = np.bincount(known, minlength=int(cells[:, column].max()) + 1)
-        found = count[invented] > 0
-        for output in range(column * per_column, (column + 1) * per_column):
-            total = np.bincount(known, weights=coded[:, output], minlength=len(count))
-            result[found, output] = (total[invented] / np.maximum(count[invented], 1))[found]
+        start = np.cumsum(count) - count
+        found = np.flatnonzero(count[invented])
+        at = invented[found]
+        drawn = start[at] + (generator(seed, "codes", column).random(len(at)) * count[at]).astype(np.int64)
+        outputs = slice(column * per_column, (column + 1) * per_column)
+        result[found, outputs] = coded[np.argsort(known, kind="stable")[drawn], outputs]
     return result
