@@ -155,7 +155,3 @@ def _quietly(one: Callable[..., dict[str, Any]], task: dict[str, Any]) -> dict[s
         started = time.monotonic()
         row = one(**task)
     return {"task": task, "seconds": round(time.monotonic() - started, 3)} | row
-
-
-def as_array(frame: pl.DataFrame) -> npt.NDArray[np.float64]:
-    return frame.to_numpy().astype(np.float64)

@@ -195,14 +195,6 @@ def test_a_covariance_that_is_not_positive_definite_is_clipped() -> None:
     assert 2.0 < stats.max_t(S, 30) < 3.5
 
 
-def test_holm_steps_down_and_stops() -> None:
-    df = 20
-    values = [stats.bonferroni(m, df) for m in (4, 3, 2, 1)]
-    np.testing.assert_allclose(stats.holm([9, 8, 7, 6], df), values)
-    np.testing.assert_allclose(stats.holm([0.1, 9, 0.2, 0.3], df), [values[1], values[0], values[1], values[1]])
-    np.testing.assert_allclose(stats.holm([0.1, 0.2, 0.3, 0.4], df), np.full(4, values[0]))
-
-
 def test_wilson_against_scipy() -> None:
     low, high = stats.wilson([0, 3, 10], [10, 12, 10])
     for i, (k, n) in enumerate([(0, 10), (3, 12), (10, 10)]):

@@ -21,7 +21,6 @@ __all__ = [
     "Moments",
     "bonferroni",
     "bootstrap_moments",
-    "holm",
     "jackknife",
     "max_t",
     "nadeau_bengio",
@@ -304,26 +303,6 @@ def bonferroni(comparisons: int, df: float, level: float = 0.95) -> float:
     2.7178
     """
     return float(stats.t.ppf(1 - (1 - level) / (2 * max(comparisons, 1)), df))
-
-
-def holm(t: npt.ArrayLike, df: float, level: float = 0.95) -> FloatArray:
-    """Critical value of each comparison, (A,), by Holm's step-down rule on the statistics ``t`` (A,).
-
-    The largest |t| is held against the Bonferroni value of A comparisons, the next against that of A - 1, until one stays below its value;
-    it and all smaller ones keep that value. For use where the correlations are unknown.
-
-    >>> holm([5.0, 0.1, 3.0], df=14).round(3)
-    array([2.718, 2.145, 2.51 ])
-    """
-    size = np.abs(np.asarray(t, dtype=np.float64))
-    order = np.argsort(-size, kind="stable")
-    values = stats.t.ppf(1 - (1 - level) / (2 * np.arange(len(size), 0, -1)), df)
-    stopped = np.flatnonzero(size[order] <= values)
-    if len(stopped):
-        values[stopped[0] :] = values[stopped[0]]
-    out = np.empty(len(size))
-    out[order] = values
-    return out
 
 
 def wilson(successes: npt.ArrayLike, n: npt.ArrayLike, level: float = 0.95) -> tuple[FloatArray, FloatArray]:

@@ -222,3 +222,17 @@ def test_a_long_budget_tunes_and_stops_when_repeats_add_nothing(tmp_path: Path) 
     assert study.results["fits"].unique().to_list() == [8 * 2 + 1]
     assert json.loads(study.results["params"][0]) == {"trial_seed": 0}  # nothing is random: the first trial is as good as any
     assert study.repeats_done >= 2
+
+
+def test_groups_may_be_arrays_beside_the_table() -> None:
+    import numpy as np
+    from sklearn.datasets import load_breast_cancer
+
+    import counterpoise
+
+    X, y = load_breast_cancer(return_X_y=True)
+    site = np.where(np.arange(len(y)) % 2 == 0, "north", "south")
+    study = counterpoise.study(X, y, groups={"site": site}, learners="linear", remedies=["weights"], repeats=1, jobs=1)
+    assert study.problem.groups["site"].names == ("north", "south")
+    assert study.problem.groups["site"].counts().tolist() == [285, 284]
+    assert {verdict.group for verdict in study.verdicts("groups")} == {"site"}

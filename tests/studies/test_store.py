@@ -436,18 +436,6 @@ def test_cells_need_their_arm(store: Store) -> None:
         store.add_cells([CellId(NO_DROP, 0, 0, "unknown")])
 
 
-def test_dropped_arm(store: Store) -> None:
-    arm = arms()[1]
-    cell = store.claim(ME, lambda cell: cell.arm == arm.hash)
-    assert cell is not None
-    store.finish(cell, ME, result(cell))
-    assert store.drop_arm(arm.hash, "harms (stopped early)") == 9
-    assert store.states()["dropped"] == 9
-    claimed = [cell.arm for cell in iter(lambda: store.claim(ME), None)]
-    assert len(claimed) == 20 and arm.hash not in claimed
-    assert store.events()[-1][2] == "linear/remedy1 dropped: harms (stopped early)"
-
-
 def test_transaction_is_all_or_nothing(store: Store) -> None:
     with pytest.raises(KeyboardInterrupt), store._transaction() as db:
         db.execute("UPDATE cell SET state = 'failed'")

@@ -21,11 +21,11 @@ from ._remedies import Remedy, as_remedies
 from ._runner import run_cells
 from ._store import Store
 from ._study import Study
-from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher, installed_versions
+from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher, as_tuple, installed_versions
 from ._verdicts import smallest_detectable
 from ._work import CellWork, save_problem
 
-__all__ = ["launch", "listed", "study"]
+__all__ = ["launch", "study"]
 
 DEFAULT_LEARNERS = ("linear", "trees", "mlp")
 LONG_BUDGET = 300.0  # seconds from which on a budget pays for tuning
@@ -41,7 +41,7 @@ def study(
     positive: Any = None,
     task: str = "auto",
     test: Any = None,
-    groups: str | Sequence[str] = (),
+    groups: str | Sequence[str] | Mapping[str, Any] = (),
     cluster: str | None = None,
     time: str | None = None,
     weight: str | None = None,
@@ -80,7 +80,7 @@ def study(
         positive: the class that counts as positive; default the rarer one.
         task: ``auto``, ``classification`` or ``regression``.
         test: a second table, used once, as the hold-out.
-        groups: columns whose values are reported apart (worst group); they stay features.
+        groups: columns whose values are reported apart (worst group); they stay features. Or a mapping from names to arrays (n,).
         cluster: column of rows that belong together (patient, customer): never split between folds.
         time: column of time: always train on the past and test on the future.
         weight: column of sample weights, used in fitting.
@@ -128,18 +128,18 @@ def study(
         positive=positive,
         task=task,
         test=test,
-        groups=listed(groups),
+        groups=groups,
         cluster=cluster,
         time=time,
         weight=weight,
-        text=listed(text),
-        drop=listed(drop),
-        keep=listed(keep),
+        text=text,
+        drop=drop,
+        keep=keep,
         header=header,
         merge_rare=merge_rare,
         folds=folds,
     )
-    worse = listed(accept_worse)
+    worse = list(as_tuple(accept_worse))
     for question in worse:
         check_choice("accept_worse", question, (*QUESTIONS["regression" if problem.task == "regression" else "classification"], "groups"))
     if trials is None:
@@ -382,12 +382,6 @@ def _learners(chosen: Any) -> list[Learner]:
         if names.count(name) > 1:
             raise InputError(f"learners: {name!r} was given twice; expected different names, e.g. learners={{'a': one, 'b': other}}.")
     return found
-
-
-def listed(value: str | Sequence[str] | None) -> list[str]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
 
 
 def _jobs(jobs: int | None, engine: str) -> int:

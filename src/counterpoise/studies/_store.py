@@ -306,15 +306,6 @@ class Store:
                 rows,
             )
 
-    def drop_arm(self, arm_hash: str, reason: str) -> int:
-        """No further cells of this arm: those still to do are marked ``dropped``. Returns their number."""
-        with self._transaction() as db:
-            update = "UPDATE cell SET state = 'dropped', error = ? WHERE arm_hash = ? AND state = 'todo'"
-            dropped = db.execute(update, (reason, arm_hash)).rowcount
-            if dropped:
-                self._add_event(db, "note", f"{self._arm_name(db, arm_hash)} dropped: {reason}")
-        return dropped
-
     # --- working on cells ------------------------------------------------------------------------------------------------------------
 
     def claim(self, owner: str, select: Select | None = None, *, suspect: bool = False) -> CellId | None:

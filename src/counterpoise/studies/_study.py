@@ -37,7 +37,7 @@ from ._remedies import BASELINE, HALF, Remedy, as_remedies
 from ._remedies import BUILT_IN as REMEDIES
 from ._splits import Splits
 from ._store import Store, results_frame
-from ._types import NO_DROP, Plan, Protocol, Watcher
+from ._types import NO_DROP, Plan, Protocol, Watcher, as_tuple
 from ._verdicts import (
     CALIBRATED_LEARNERS,
     METRIC_WORDS,
@@ -194,7 +194,7 @@ class Study:
         Example:
             See ``examples/own_training_loop.py``.
         """
-        from ._launch import launch, listed
+        from ._launch import launch
         from ._training import TrainingWork, problem_of_targets
 
         if not callable(train_fn):
@@ -214,7 +214,7 @@ class Study:
             entries,
             refused,
             work=lambda arms, folder: TrainingWork(folder, protocol, train_fn, {arm: remedy for arm, (_, remedy) in arms.items()}),
-            options={"accept_worse": listed(accept_worse), "loop": True},
+            options={"accept_worse": list(as_tuple(accept_worse)), "loop": True},
             out=out,
             jobs=jobs,
             watcher=watcher or Watcher(),
