@@ -1,13 +1,15 @@
 # Thin over plain commands, for people who like make; every line below also works typed by hand.
 #   make demo                        a study on real data that comes with scikit-learn
 #   make test                        what CI runs: lint and tests
+#   make replicate                   the claims of the papers tested again (long); records, figures and REPLICATIONS.md
+#   make bench                       the benchmarks of BENCHMARKS.md (long; wants an idle machine)
 #   make demo TORCH_INDEX=<address>  torch from another index, such as the one pytorch.org names for its CPU build
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test lint pytest format docs clean
+.PHONY: help demo install test lint pytest format replicate bench docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,6 +55,15 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# -- evidence: its results are committed ------------------------------------------------------------------------------------------------
+
+replicate: $(VENV)/.test
+	$(BIN)/counterpoise replicate --all --out runs/replications
+	$(BIN)/python docs/publish_replications.py runs/replications
+
+bench: $(VENV)/.test
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || echo "$$file: see above"; done
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/make_api.py

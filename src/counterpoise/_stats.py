@@ -21,8 +21,10 @@ __all__ = [
     "Moments",
     "bonferroni",
     "bootstrap_moments",
+    "gini",
     "jackknife",
     "max_t",
+    "mean_interval",
     "nadeau_bengio",
     "paired_t",
     "placements",
@@ -71,6 +73,22 @@ def nadeau_bengio(cell_differences: npt.ArrayLike, test_train_ratio: float) -> t
     d = np.asarray(cell_differences, dtype=np.float64)
     count = d.shape[-1]
     return d.mean(axis=-1), d.std(axis=-1, ddof=1) * np.sqrt(1.0 / count + test_train_ratio), count - 1
+
+
+def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    r"""(mean, low, high) of independent values, such as one paired difference per seed: :math:`\bar x \pm t_{n-1}\, s / \sqrt{n}`.
+
+    One value alone has an infinite interval; values that are all equal have one of width 0.
+
+    >>> [round(part, 3) for part in mean_interval([0.1, 0.2, 0.3])]
+    [0.2, -0.048, 0.448]
+    """
+    x = np.asarray(values, dtype=np.float64)
+    mean = float(x.mean())
+    if len(x) < 2:
+        return mean, -np.inf, np.inf
+    half = float(stats.t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return mean, mean - half, mean + half
 
 
 def repeat_variance(cell_differences: npt.ArrayLike) -> FloatArray:
@@ -303,6 +321,22 @@ def bonferroni(comparisons: int, df: float, level: float = 0.95) -> float:
     2.7178
     """
     return float(stats.t.ppf(1 - (1 - level) / (2 * max(comparisons, 1)), df))
+
+
+def gini(values: npt.ArrayLike) -> float:
+    r"""How unequal values >= 0 are, :math:`\sum_{i,j} |x_i - x_j| \, / \, (2 n \sum_i x_i)`: 0 all alike, 1 - 1/n one has everything.
+
+    NaN without values, or if all are 0.
+
+    >>> gini([1, 1, 1, 1]), gini([0, 0, 0, 1])
+    (0.0, 0.75)
+    """
+    x = np.sort(np.asarray(values, dtype=np.float64))
+    if not x.sum() > 0:
+        return float("nan")
+    # The sum over ordered pairs from the sorted values, without the (n, n) table.
+    rank = 2.0 * np.arange(1, len(x) + 1) - len(x) - 1
+    return float(rank @ x / (len(x) * x.sum()))
 
 
 def wilson(successes: npt.ArrayLike, n: npt.ArrayLike, level: float = 0.95) -> tuple[FloatArray, FloatArray]:

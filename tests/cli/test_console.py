@@ -28,6 +28,7 @@ def row(arm: str, learner: str, *values: tuple[float, float, float, str], own: f
         arm=arm,
         learner=learner,
         stage="data",
+        paper="23" if arm == "smote" else "",
         values=dict(zip(METRICS, values, strict=False)),
         metric=dict.fromkeys(METRICS, own),
         seconds=12.3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
@@ -308,6 +309,77 @@ def report(
     path = folder / "report.html"
     counterpoise.Study.open(folder).report(path)
     typer.echo(str(path))
+
+
+@app.command(
+    short_help="Test the claims of papers again.",
+    epilog="""\b
+Examples:
+  counterpoise replicate auroc-auprc --quick
+  counterpoise replicate smote anyloss --out runs/replications
+  counterpoise replicate --all --out runs/replications
+
+Stopped, or killed? The same command goes on where it was. 'counterpoise papers' lists the papers.""",
+)
+def replicate(
+    slugs: Annotated[list[str] | None, typer.Argument(metavar="[SLUG]...", show_default=False, help="Papers, by slug or number.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All papers whose re-test is built.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run with few seeds; its verdicts do not count.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for records, figures and the table.")] = Path(
+        "runs/replications"
+    ),
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=4096, metavar="N", help="Processes at work; by default one per core.")
+    ] = None,
+) -> None:
+    """Test the claims of papers again, on data that anybody can get. A claim that does not hold is a result, not an error."""
+    from counterpoise._errors import InputError
+
+    if every == bool(slugs):
+        raise InputError("replicate: name papers, or --all for every one that is built. 'counterpoise papers' lists them.")
+
+    from counterpoise import replications
+
+    from ._console import show_replications
+
+    started = out / "quick" if quick else out
+    try:
+        found, errors = replications.replicate(
+            "all" if every else slugs or [], out=started, quick=quick, jobs=jobs or os.cpu_count() or 1, say=typer.echo
+        )
+    except KeyboardInterrupt:
+        _say(f"stopped. Finished pieces are kept in {started}; the same command continues.")
+        raise typer.Exit(130) from None
+    show_replications(found)
+    if found:
+        typer.echo(f"Table, records and figures: {started / 'REPLICATIONS.md'}")
+    if errors:
+        raise InputError(f"{len(errors)} not run: " + "; ".join(str(error) for error in errors.values()))
+
+
+@app.command(
+    name="papers",
+    short_help="List the papers: stage, status, verdict.",
+    epilog="""\b
+Examples:
+  counterpoise papers
+  counterpoise papers smote
+  counterpoise papers loss imbalance""",
+)
+def list_papers(
+    query: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", show_default=False, help="Words that must occur.")] = None,
+) -> None:
+    """List the papers whose claims are tested again: where each method acts, whether the re-test is built, and what it found."""
+    from counterpoise._errors import InputError
+    from counterpoise.replications import papers
+
+    from ._console import show_papers
+
+    words = " ".join(query or [])
+    found = papers(words)
+    if not found:
+        raise InputError(f"papers: nothing matches {words!r}; 'counterpoise papers' lists all.")
+    show_papers(found)
 
 
 def _check_task(task: str | None) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 from typing import Protocol as Interface
 
 from rich import box
@@ -23,21 +23,26 @@ from rich.text import Text
 
 from counterpoise.studies._types import Arm, Plan, Protocol, Watcher
 
-__all__ = ["ConsoleWatcher", "TableRow", "study_table"]
+if TYPE_CHECKING:
+    from counterpoise.replications import Paper, Replication
+
+__all__ = ["ConsoleWatcher", "TableRow", "show_papers", "show_replications", "study_table"]
 
 _STYLES = {"helps": "bold green", "harms": "red", "undecided": "yellow", "failed": "bold red"}
+_FILE_WIDTH = 160  # of a table of papers that goes to a file or a pipe
 _WIDE = 110  # columns of a terminal from which on an arm's own metrics and its time are shown beside the differences
 _PROGRESS_SECONDS = 3.0  # between two lines of progress where nothing can be redrawn
 
 
 class TableRow(TypedDict):
-    """One arm of the table. ``values`` maps a question to (estimate, low, high, verdict) of the difference to the baseline of the same
-    learner and lacks the questions that were not judged (all of them for the baseline itself); ``metric`` maps a question to the arm's
-    own mean metric."""
+    """One arm of the table. ``paper`` is the number of the paper it comes from, or empty. ``values`` maps a question to (estimate, low,
+    high, verdict) of the difference to the baseline of the same learner and lacks the questions that were not judged (all of them for the
+    baseline itself); ``metric`` maps a question to the arm's own mean metric."""
 
     arm: str
     learner: str
     stage: str
+    paper: str
     values: Mapping[str, tuple[float, float, float, str]]
     metric: Mapping[str, float]
     seconds: float
@@ -92,7 +97,8 @@ def study_table(rows: Sequence[TableRow], metrics: Mapping[str, str], *, width: 
     if wide:
         table.add_column(Text.assemble("time", "\n", ("seconds", "dim")), justify="right")
     for row in rows if most is None else rows[:most]:
-        cells: list[RenderableType] = [Text.assemble(row["arm"], "\n", (row["learner"], "not bold dim"))]
+        source = f", paper {row['paper']}" if row["paper"] else ""
+        cells: list[RenderableType] = [Text.assemble(row["arm"], "\n", (row["learner"] + source, "not bold dim"))]
         for question in metrics:
             value = row["values"].get(question)
             own = row["metric"].get(question)
@@ -312,3 +318,48 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# -- papers --------------------------------------------------------------------------------------------------------------------------------
+
+_VERDICT_STYLES = {"replicated": "bold green", "not replicated": "red", "undecided": "yellow"}
+
+
+def _plain_console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
+
+
+def show_papers(papers: Sequence[Paper]) -> None:
+    """One row per paper: number, slug, stage, what the re-test found, title (where there is room)."""
+    from counterpoise._papers import published_verdict
+    from counterpoise.replications._catalog import is_built
+
+    console = _plain_console()
+    wide = console.width >= _WIDE
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False)
+    for heading in ("no.", "paper", "stage", "verdict", *(["title"] if wide else [])):
+        table.add_column(heading, no_wrap=heading in ("no.", "paper"))
+    for paper in papers:
+        verdict = published_verdict(paper) if is_built(paper) else "not built yet"
+        cells: list[RenderableType] = [
+            f"{paper.number:02d}",
+            Text(paper.slug, "bold"),
+            paper.stage,
+            Text(verdict, _VERDICT_STYLES.get(verdict, "dim")),
+        ]
+        table.add_row(*cells, *([paper.title] if wide else []))
+    console.print(table)
+
+
+def show_replications(found: Sequence[Replication]) -> None:
+    """Every claim with its verdict, and the sentence with the numbers."""
+    console = _plain_console()
+    console.soft_wrap = not console.is_terminal  # one line per finding in a file or a pipe
+    for result in found:
+        heading = Text.assemble((f"\n{result.slug}", "bold"), f"  {result.verdict}", f"  ({result.seconds:.0f} s)")
+        console.print(heading + Text("  quick run: its verdicts do not count", "yellow") if result.quick else heading)
+        for finding in result.findings:
+            console.print(Text.assemble("  ", (f"{finding.verdict:<15}", _VERDICT_STYLES.get(finding.verdict, "dim")), finding.text))
+        for note in result.notes:
+            console.print(Text(f"  {note}", "dim"))

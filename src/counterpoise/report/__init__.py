@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._view import GroupRow as GroupRow
     from ._view import GroupsTable as GroupsTable
     from ._view import HeadlineRow as HeadlineRow
+    from ._view import PaperRow as PaperRow
     from ._view import QuestionPanel as QuestionPanel
     from ._view import RangeRow as RangeRow
     from ._view import RangesTable as RangesTable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ._view import Undecided as Undecided
 
 _PARTS = (
-    "Alarms AtK Calibration CalibrationCurve DiagnosisPart Difference Expectation GroupRow GroupsTable HeadlineRow QuestionPanel RangeRow "
+    "Alarms AtK Calibration CalibrationCurve DiagnosisPart Difference Expectation GroupRow GroupsTable HeadlineRow PaperRow QuestionPanel RangeRow "
     "RangesTable StudyView ThresholdPanel Undecided"
 )
 __getattr__, __dir__, __all__ = attach(__name__, {"study_page": "_page"} | dict.fromkeys(_PARTS.split(), "_view"))

@@ -22,6 +22,7 @@ __all__ = [
     "GroupRow",
     "GroupsTable",
     "HeadlineRow",
+    "PaperRow",
     "QuestionPanel",
     "RangeRow",
     "RangesTable",
@@ -115,6 +116,7 @@ class HeadlineRow:
     is_baseline: bool = False
     is_recommended: bool = False
     note: str = ""  # "shown only", "stopped early", ...
+    paper: str = ""  # number of the paper the remedy comes from
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,18 @@ class Undecided:
 
 
 @dataclass(frozen=True)
+class PaperRow:
+    """A paper behind some of the arms, and what testing its claims again has found."""
+
+    number: str
+    title: str
+    arxiv: str
+    arms: tuple[str, ...]
+    verdict: str
+    command: str
+
+
+@dataclass(frozen=True)
 class StudyView:
     """A whole page, in the order in which it is shown."""
 
@@ -254,6 +268,7 @@ class StudyView:
     groups: tuple[GroupsTable, ...] = ()
     ranges: RangesTable | None = None
     undecided: tuple[Undecided, ...] = ()
+    papers: tuple[PaperRow, ...] = ()
     protocol: tuple[tuple[str, str], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     notices: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from scipy.special import expit, log_softmax, logit
 
 from counterpoise._stats import placements, wilson
 from counterpoise.groups import Groups
+from counterpoise.metrics._curves import average_precisions
 
 __all__ = [
     "BOOTSTRAPPED",
@@ -124,7 +125,7 @@ def cell_metrics(
         out["f1"] = float((2 * hits[met] / (actual + predicted)[met]).mean())
     everyone = np.ones((1, len(codes)))
     areas = [placements(column, of)[of].mean() for column, of in _one_vs_rest(codes, values) if 0 < of.sum() < len(of)]
-    precisions = [_average_precision(column, of, everyone)[0] for column, of in _one_vs_rest(codes, values) if of.any()]
+    precisions = [average_precisions(column, of, everyone)[0] for column, of in _one_vs_rest(codes, values) if of.any()]
     out["auroc"] = float(np.mean(areas)) if areas else float("nan")
     out["average_precision"] = float(np.mean(precisions)) if precisions else float("nan")
     return out
@@ -166,17 +167,6 @@ def _brier_rows(y: IntArray, score: npt.NDArray[np.floating], multi: bool) -> Fl
         hit = np.take_along_axis(probability, np.broadcast_to(y, score.shape[:-1])[..., None], axis=-1)[..., 0]
         return np.asarray((probability**2).sum(axis=-1) - 2 * hit + 1)
     return np.asarray((expit(score.astype(np.float64)) - y) ** 2)
-
-
-def _average_precision(score: npt.NDArray[np.floating], positive: BoolArray, weights: FloatArray) -> FloatArray:
-    """Average precision under each row of ``weights`` (b, n): (b,); NaN where no positive row has weight."""
-    order = np.argsort(-score, kind="stable")
-    last = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)  # a threshold lies below the last of tied scores
-    mass = np.cumsum(weights[:, order], axis=1)[:, last]
-    true = np.cumsum(weights[:, order] * positive[order], axis=1)[:, last]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(mass > 0, true / mass, 0.0)
-        return np.asarray((np.diff(true, axis=1, prepend=0.0) * precision).sum(axis=1) / true[:, -1])
 
 
 # ---- rows of one repeat -----------------------------------------------------------------------------------------------------------------
@@ -327,7 +317,7 @@ def _weighted_average_precision(repeat: Repeat, weights: FloatArray) -> FloatArr
             continue
         for a in range(arms):
             problems = _one_vs_rest(repeat.y[rows], repeat.score[a, rows])
-            values[k, :, a] = np.mean([_average_precision(column, of, weights[:, rows]) for column, of in problems], axis=0)
+            values[k, :, a] = np.mean([average_precisions(column, of, weights[:, rows]) for column, of in problems], axis=0)
     exists = ~np.isnan(values)
     return _ratio(np.where(exists, values, 0.0).sum(axis=0), exists.sum(axis=0))
 

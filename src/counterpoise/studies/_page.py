@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from counterpoise._papers import paper_of, published_verdict
 from counterpoise.report import _view as view
 
 from ._metrics import (
@@ -69,6 +70,7 @@ def study_view(study: Study) -> view.StudyView:
         groups=tuple(_groups(study, learner, arm)),
         ranges=_ranges(study, learner, arm) if study.problem.task == "regression" else None,
         undecided=tuple(_undecided(study, verdicts)),
+        papers=tuple(_papers(study)),
         protocol=tuple(_protocol(study)),
         versions=tuple(sorted(study.versions.items())),
         notices=study.problem.notices,
@@ -130,6 +132,7 @@ def _rows(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[view.
                 is_baseline=row["arm"] == BASELINE.name,
                 is_recommended=key == (study.recommendation.learner, study.recommendation.arm),
                 note=study.note_of(*key),
+                paper=row["paper"],
             )
         )
     return rows
@@ -287,6 +290,20 @@ def _undecided(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[
                 )
             )
     return parts
+
+
+def _papers(study: Study) -> list[view.PaperRow]:
+    """The papers that arms of this study come from, by number."""
+    arms: dict[str, list[str]] = {}
+    for row in study.table():
+        if row["paper"]:
+            arms.setdefault(row["paper"], []).append(row["arm"])
+    rows = []
+    for number, names in sorted(arms.items()):
+        paper = paper_of(number)
+        command = f"counterpoise replicate {paper.slug}"
+        rows.append(view.PaperRow(number, paper.title, paper.arxiv, tuple(dict.fromkeys(names)), published_verdict(paper), command))
+    return rows
 
 
 def _protocol(study: Study) -> list[tuple[str, str]]:

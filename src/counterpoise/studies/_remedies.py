@@ -59,7 +59,7 @@ class Remedy:
         name: what the arm is called.
         stage: data, loss, model or decision - where it acts.
         space: its own dimensions of the search space, added to the learner's.
-        paper: number and slug of the paper in ``counterpoise papers``, if one stands behind it.
+        paper: number of the paper in ``counterpoise papers``, if one stands behind it.
         rule: how its decision threshold is set: ``tuned`` on out-of-fold scores, ``prior`` (closed form) or ``half`` (probability 0.5).
         needs_rows: whether :meth:`draw` looks at the features (the engine then keeps the cleaned matrix).
         learner: the one learner it belongs to (an ensemble that replaces it), or None for all.
@@ -291,20 +291,20 @@ BUILT_IN: tuple[Remedy, ...] = (
     HALF,
     PLACEBO,
     _Classification(
-        "prior", "decision", "threshold from the class frequencies in closed form, not tuned", rule="prior", paper="15 imbalance-study"
+        "prior", "decision", "threshold from the class frequencies in closed form, not tuned", rule="prior", paper="15"
     ),
-    _Weights("weights", "loss", "inverse-frequency weights", paper="15 imbalance-study"),
-    _Over("over", "data", "random over-sampling to equal counts", paper="15 imbalance-study"),
-    _Under("under", "data", "random under-sampling to equal counts", paper="15 imbalance-study"),
+    _Weights("weights", "loss", "inverse-frequency weights", paper="15"),
+    _Over("over", "data", "random over-sampling to equal counts", paper="15"),
+    _Under("under", "data", "random under-sampling to equal counts", paper="15"),
     _SMOTE(
         "smote",
         "data",
         "synthetic minority rows between neighbors",
         {"k_neighbors": Range(1, 10, 5, integer=True)},
-        paper="23 smote",
+        paper="23",
         needs_rows=True,
     ),
-    _Focal("focal", "loss", "focal loss", {"gamma": Range(0.5, 5.0, 2.0)}, paper="02 cogate-lstm"),
+    _Focal("focal", "loss", "focal loss", {"gamma": Range(0.5, 5.0, 2.0)}, paper="02"),
     _BalancedForest("balanced-forest", "model", "trees on class-balanced bootstraps", learner="forest", balances_inside=True),
 )
 

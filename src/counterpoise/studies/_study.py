@@ -352,8 +352,8 @@ class Study:
     # -- what is shown ----------------------------------------------------------------------------------------------------------------
 
     def table(self, question: str | None = None) -> list[dict[str, Any]]:
-        """The arms, best first: ``arm``, ``learner``, ``stage``, ``values`` (question -> estimate, low, high, verdict), ``metric``
-        (question -> the arm's own mean), ``seconds`` per cell."""
+        """The arms, best first: ``arm``, ``learner``, ``stage``, ``paper`` (number of the paper it comes from, or ""), ``values`` (question ->
+        estimate, low, high, verdict), ``metric`` (question -> the arm's own mean), ``seconds`` per cell."""
         question = question or self.protocol.primary
         values: dict[tuple[str, str], dict[str, tuple[float, float, float, str]]] = {}
         for name in self.questions:
@@ -375,6 +375,7 @@ class Study:
                     "arm": entry.remedy.name,
                     "learner": entry.learner.name,
                     "stage": entry.remedy.stage,
+                    "paper": entry.remedy.paper,
                     "values": values.get(key, {}),
                     "metric": {name: level[key] for name, level in levels.items() if key in level},
                     "seconds": own.get("seconds", float("nan")),

@@ -1,0 +1,60 @@
+"""Sums over processes, with gradients, and rows of all processes; nothing where there is only one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["all_gather_rows", "all_reduce_sum", "world_size"]
+
+
+def world_size(group: Any = None) -> int:
+    """Processes in ``group`` (the default group if None); 1 where torch.distributed is not in use."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """y = sum over ranks of x. Every rank's loss depends on every x, so the gradients of all ranks are summed on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
+    """The sum of ``x`` over the processes of ``group``, on each of them, differentiable; ``x`` itself where there is one process."""
+    if world_size(group) == 1:
+        return x
+    total: Tensor = _AllReduceSum.apply(x, group)  # type: ignore[no-untyped-call]
+    return total
+
+
+def all_gather_rows(x: Tensor, group: Any = None) -> Tensor:
+    """The rows of ``x`` of every process of ``group``, one after the other, on each of them, without gradients.
+
+    Processes may have different numbers of rows, also none, of the same type. The result lies where the group's back end works.
+    """
+    size = world_size(group)
+    if size == 1:
+        return x.detach()
+    x = x.detach().to(torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else "cpu")
+    rows = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(size)]
+    dist.all_gather(rows, torch.tensor([len(x)], device=x.device), group=group)
+    counts = [int(count) for count in rows]
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
