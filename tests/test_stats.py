@@ -136,6 +136,13 @@ def test_the_floor_holds_when_repeats_average_the_noise_away() -> None:
     assert 2 * moments.S[0, 0] < 0.2 * moments.S1[0, 0]
 
 
+def test_gini_is_the_mean_difference_of_pairs() -> None:
+    values = np.random.default_rng(0).exponential(size=30)
+    pairs = np.abs(values[:, None] - values[None, :]).mean()
+    assert stats.gini(values) == pytest.approx(pairs / (2 * values.mean()), abs=1e-12)
+    assert np.isnan(stats.gini([])) and np.isnan(stats.gini([0.0, 0.0]))
+
+
 @pytest.mark.parametrize("decimals", [1, 6], ids=["ties", "no ties"])
 def test_placements_average_to_the_auroc_on_either_side(decimals: int) -> None:
     rng = generator(0)

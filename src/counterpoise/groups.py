@@ -240,6 +240,8 @@ def _to_numpy(argument: str, values: Any) -> npt.NDArray[Any]:
     """A NumPy array of whatever holds a column: tensors (on any device), polars and pandas series, Arrow arrays, lists."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":  # NumPy has no such type
+            values = values.float()
     if hasattr(values, "to_numpy"):
         return np.asarray(values.to_numpy())
     try:

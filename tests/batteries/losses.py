@@ -1,4 +1,7 @@
-"""The battery of the losses: every check takes a :class:`LossCase`, and every loss must pass all of them."""
+"""The battery of the losses: every check takes a :class:`LossCase`.
+
+A loss with a value per row must pass all of ``LOSS_CHECKS``; one that exists only for a whole batch, all of ``BATCH_LOSS_CHECKS``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from counterpoise._errors import InputError
+
 Batch = tuple[Tensor, Tensor]  # inputs that are differentiated, targets
 
 
@@ -18,13 +23,15 @@ class LossCase:
     """A loss with a way to make batches for it.
 
     ``make(reduction)`` builds the loss, ``batch(rows, generator)`` a float64 batch of ordinary values, ``extremes()`` a float32 batch
-    of the largest, the smallest and the equal ones that a network may put out.
+    of the largest, the smallest and the equal ones that a network may put out. The case of a loss that exists only for a batch has
+    ``reductions=("batch",)`` and a ``make`` that does not look at its argument.
     """
 
     name: str
     make: Callable[[str], nn.Module]
     batch: Callable[[int, torch.Generator], Batch]
     extremes: Callable[[], Batch]
+    reductions: tuple[str, ...] = ("mean", "sum", "none")
 
     def sample(self, rows: int = 7, dtype: torch.dtype = torch.float64) -> Batch:
         inputs, targets = self.batch(rows, torch.Generator().manual_seed(rows))
@@ -33,7 +40,7 @@ class LossCase:
 
 def gradients_are_those_of_the_values(case: LossCase) -> None:
     inputs, targets = case.sample()
-    for reduction in ("mean", "sum", "none"):
+    for reduction in case.reductions:
         loss = case.make(reduction).double()
         assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, targets), (inputs.requires_grad_(),))
 
@@ -42,11 +49,10 @@ def order_of_rows_does_not_matter(case: LossCase) -> None:
     inputs, targets = case.sample()
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     assert not torch.equal(inputs, inputs[order])
-    for reduction in ("mean", "sum"):
+    for reduction in case.reductions:
         loss = case.make(reduction)
-        torch.testing.assert_close(loss(inputs[order], targets[order]), loss(inputs, targets))
-    loss = case.make("none")
-    torch.testing.assert_close(loss(inputs[order], targets[order]), loss(inputs, targets)[order])
+        expected = loss(inputs, targets)
+        torch.testing.assert_close(loss(inputs[order], targets[order]), expected[order] if reduction == "none" else expected)
 
 
 def reductions_agree(case: LossCase) -> None:
@@ -95,11 +101,25 @@ def an_empty_batch_costs_nothing(case: LossCase) -> None:
     assert len(case.make("none")(inputs, targets)) == 0
 
 
+def an_empty_batch_is_refused(case: LossCase) -> None:
+    with pytest.raises(InputError, match="input"):
+        case.make("batch")(*case.sample(rows=0))
+
+
 def one_row_is_a_batch(case: LossCase) -> None:
     inputs, targets = case.sample()
     each = case.make("none")(inputs, targets)
     for i in range(len(inputs)):
         torch.testing.assert_close(case.make("none")(inputs[i : i + 1], targets[i : i + 1])[0], each[i])
+
+
+def a_batch_of_one_row_has_a_finite_loss_and_gradient(case: LossCase) -> None:
+    inputs, targets = case.sample()
+    for i in range(len(inputs)):
+        row = inputs[i : i + 1].clone().requires_grad_()
+        loss = case.make("batch")(row, targets[i : i + 1])
+        loss.backward()
+        assert loss.ndim == 0 and torch.isfinite(loss) and row.grad is not None and torch.isfinite(row.grad).all()
 
 
 def extreme_inputs_give_finite_losses_and_gradients(case: LossCase) -> None:
@@ -143,6 +163,19 @@ LOSS_CHECKS: list[Callable[[LossCase], None]] = [
     autocast_changes_nothing,
     an_empty_batch_costs_nothing,
     one_row_is_a_batch,
+    extreme_inputs_give_finite_losses_and_gradients,
+    buffers_survive_saving,
+    compiles_to_the_same_numbers,
+]
+
+BATCH_LOSS_CHECKS: list[Callable[[LossCase], None]] = [
+    gradients_are_those_of_the_values,
+    order_of_rows_does_not_matter,
+    arguments_are_left_alone,
+    half_precision_is_computed_in_single,
+    autocast_changes_nothing,
+    an_empty_batch_is_refused,
+    a_batch_of_one_row_has_a_finite_loss_and_gradient,
     extreme_inputs_give_finite_losses_and_gradients,
     buffers_survive_saving,
     compiles_to_the_same_numbers,

@@ -66,7 +66,7 @@ def test_sample_weights_shift_the_prior_and_reach_the_estimator(gaussians) -> No
     [
         ({"estimator": RidgeClassifier()}, [0, 1, 0, 1], "expected a classifier with predict_proba. CalibratedClassifierCV"),
         ({"prior": [0.5, 0.3, 0.2]}, [0, 1, 0, 1], "expected 2 shares, one per class"),
-        ({"prior": [1.0, 0.0]}, ["a", "b", "a", "b"], "prior: got 0.0 for class 1"),
+        ({"prior": [1.0, 0.0]}, ["a", "b", "a", "b"], "prior: got 0.0 for class b"),
         ({"prior": "test"}, [0, 1, 0, 1], "prior: got 'test'; expected 'train' or"),
         ({"target_prior": "train"}, [0, 1, 0, 1], "target_prior: got 'train'; expected 'uniform' or"),
         ({"estimator": KNeighborsClassifier(1)}, [0, 0, 0, 0], r"y: got one class \(0\); expected at least two"),

@@ -11,9 +11,11 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
 
 from counterpoise.engines import MLPClassifier, MLPRegressor
 from counterpoise.engines._mlp import _StepBatches, default_steps
+from counterpoise.losses import AnyLoss
 
 NOT_EQUIVALENT = "a row of weight 2 and a row drawn twice are not the same thing for mini-batches"
 
@@ -71,6 +73,28 @@ def test_weight_zero_is_as_good_as_absent() -> None:
     assert model.score(X, y) > 0.97
 
 
+def test_a_loss_of_the_batch_is_used_as_it_is() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    per_row = MLPClassifier(max_steps=30, random_state=0).fit(X, y).decision_function(X)
+    whole = MLPClassifier(max_steps=30, loss=nn.BCEWithLogitsLoss(), random_state=0).fit(X, y).decision_function(X)
+    np.testing.assert_allclose(whole, per_row, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="sample_weight needs a loss with reduction='none' or one whose forward takes a weight"):
+        MLPClassifier(max_steps=30, loss=nn.BCEWithLogitsLoss(), random_state=0).fit(X, y, sample_weight=1.0 + y)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_loss_of_the_batch_gets_the_weights_of_the_rows(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    y = (X[:, 0] > 0).astype(int) + (X[:, 0] > 1) * (classes == 3)
+    wrong = np.r_[y, (y + 1) % classes]
+    weight = np.r_[np.ones(200), np.zeros(200)]
+    model = MLPClassifier(max_steps=300, lr=1e-2, loss=AnyLoss("f1"), random_state=0)
+    assert model.fit(np.r_[X, X], wrong, sample_weight=weight).score(X, y) > 0.95
+    assert model.fit(np.r_[X, X], wrong).score(X, y) < 0.9
+
+
 def test_restored_from_its_tensors() -> None:
     X, y = load_breast_cancer(return_X_y=True)
     model = MLPClassifier(max_steps=20, random_state=0).fit(X, y)
@@ -85,3 +109,50 @@ def test_bad_input() -> None:
         MLPClassifier(max_steps=0).fit([[0.0], [1.0]], [0, 1])
     with pytest.raises(ValueError, match="non-zero"):
         MLPClassifier().fit([[0.0], [1.0]], [0, 1], sample_weight=[0, 0])
+
+
+# -- the prior, and two phases ------------------------------------------------------------------------------------------------------------
+
+
+def three_classes(rare: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = rng.choice(3, 600, p=[0.9 - rare, 0.1, rare])
+    return rng.normal(size=(600, 4)) + y[:, None], y
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_with_prior_bias_an_untrained_net_predicts_the_class_frequencies(binary) -> None:
+    X, y = three_classes()
+    y = (y == 2).astype(int) if binary else y
+    for weight in (None, 1.0 + 3 * (y == y.max())):
+        net = MLPClassifier(lr=1e-12, max_steps=1, prior_bias=True, random_state=0).fit(X, y, weight)
+        mass = np.bincount(y, weights=weight)
+        np.testing.assert_allclose(net.predict_proba(X).mean(axis=0), mass / mass.sum(), atol=0.01)
+        plain = MLPClassifier(lr=1e-12, max_steps=1, random_state=0).fit(X, y, weight)
+        assert np.abs(plain.predict_proba(X).mean(axis=0) - mass / mass.sum()).max() > 0.1
+
+
+def test_in_the_second_phase_only_the_last_layer_moves() -> None:
+    X, y = three_classes()
+    first = MLPClassifier(max_steps=60, head_share=0.25, random_state=0).fit(X, y)
+    # The same first phase, and a second one twice as long (90 - 45 = 45 steps before, as 60 - 15): only the head can differ.
+    longer = MLPClassifier(max_steps=90, head_share=0.5, random_state=0).fit(X, y)
+    assert first.steps_ == 60
+    for (name, one), (_, other) in zip(first.module_.named_parameters(), longer.module_.named_parameters(), strict=True):
+        assert torch.equal(one, other) != name.startswith("4."), name
+        assert one.requires_grad
+
+
+def test_the_first_phase_is_trained_on_balanced_batches() -> None:
+    X, y = three_classes(rare=0.02)
+    shares = []
+    for head_share in (0.0, 0.01):
+        net = MLPClassifier(max_steps=300, head_share=head_share, random_state=0).fit(X, y)
+        shares.append(net.predict_proba(X).mean(axis=0)[2])
+    assert shares[0] == pytest.approx(0.02, abs=0.01) and shares[1] > 0.04
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0])
+def test_a_head_share_out_of_range_is_an_error(share) -> None:
+    with pytest.raises(ValueError, match=r"head_share must be in \[0, 1\)"):
+        MLPClassifier(head_share=share).fit(*three_classes())

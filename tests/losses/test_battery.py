@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from counterpoise.losses import FocalLoss
-from tests.batteries.losses import LOSS_CHECKS, Batch, LossCase
+from counterpoise.losses import AnyLoss, FocalLoss, WeightedLoss
+from tests.batteries.losses import BATCH_LOSS_CHECKS, LOSS_CHECKS, Batch, LossCase
 
 LABELS = CLASSES = 4
 HUGE = torch.tensor([-1e30, -1e4, -90.0, 0.0, 90.0, 1e4, 1e30])
@@ -50,6 +50,31 @@ def extreme_classes(levels: torch.Tensor) -> Batch:
     return inputs, torch.zeros(len(pairs), dtype=torch.int64)
 
 
+class ByTargets(torch.nn.Module):
+    """A weighted loss of targets (B, 2): what is true, and the position in the data set."""
+
+    def __init__(self, reduction: str, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.loss = WeightedLoss(base, torch.linspace(0.0, 2.0, 50), reduction=reduction)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        true, index = targets.unbind(dim=1)
+        return self.loss(inputs, true.to(inputs.dtype) if inputs.ndim == 1 else true, index)
+
+
+def indexed(batch: Batch) -> Batch:
+    inputs, targets = batch
+    return inputs, torch.stack([targets.long(), (7 * torch.arange(len(targets)) + 1) % 50], dim=1)
+
+
+def weighted_classes(rows: int, generator: torch.Generator) -> Batch:
+    return indexed(classes(rows, generator))
+
+
+def weighted_binary(rows: int, generator: torch.Generator) -> Batch:
+    return indexed(binary(rows, generator))
+
+
 def focal(reduction: str, **options: object) -> FocalLoss:
     return FocalLoss(reduction=reduction, **options)
 
@@ -70,10 +95,66 @@ CASES = [
         probabilities_of_classes,
         partial(extreme_classes, UNIT),
     ),
+    LossCase(
+        "weighted-cross-entropy",
+        partial(ByTargets, base=torch.nn.CrossEntropyLoss(reduction="none")),
+        weighted_classes,
+        lambda: indexed(extreme_classes(HUGE)),
+    ),
+    LossCase(
+        "weighted-focal",
+        partial(ByTargets, base=FocalLoss(reduction="none")),
+        weighted_binary,
+        lambda: indexed(tuple(part[:, 0] for part in extreme_labels(HUGE))),
+    ),
+]
+
+
+def of_batch(**options: object) -> Callable[[str], AnyLoss]:
+    return lambda _: AnyLoss(**options)
+
+
+def batch_case(name: str, batch: Callable[[int, torch.Generator], Batch], extremes: Callable[[], Batch], **options: object) -> LossCase:
+    return LossCase(name, of_batch(**options), batch, extremes, reductions=("batch",))
+
+
+def youden(tp: torch.Tensor, fp: torch.Tensor, fn: torch.Tensor, tn: torch.Tensor) -> torch.Tensor:
+    return tp / (tp + fn) + tn / (tn + fp) - 1
+
+
+def extreme_binary() -> Batch:
+    inputs, targets = extreme_labels(HUGE)
+    return inputs[:, :1], targets[:, :1]
+
+
+def extreme_mixed_classes() -> Batch:
+    inputs, targets = extreme_classes(HUGE)
+    return inputs, torch.arange(len(targets)) % 3
+
+
+BATCH_CASES = [
+    batch_case("any-f1", binary, extreme_binary, amplification="auto"),
+    batch_case("any-mcc-labels-bce", labels, partial(extreme_labels, HUGE), metric="mcc", multiclass=None, mix_bce=0.3),
+    batch_case("any-gmean-classes-bce", classes, extreme_mixed_classes, metric="gmean", mix_bce=0.3),
+    batch_case(
+        "any-callable-probabilities-bce",
+        probabilities_of_labels,
+        partial(extreme_labels, UNIT),
+        metric=youden,
+        from_logits=False,
+        multiclass=None,
+        mix_bce=0.3,
+    ),
 ]
 
 
 @pytest.mark.parametrize("check", LOSS_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_battery(case: LossCase, check: Callable[[LossCase], None]) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("check", BATCH_LOSS_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", BATCH_CASES, ids=lambda case: case.name)
+def test_battery_of_losses_of_a_batch(case: LossCase, check: Callable[[LossCase], None]) -> None:
     check(case)

@@ -55,7 +55,7 @@ def test_the_table_has_every_arm_and_one_recommendation(study: Study, view: Stud
     assert row.values["auroc"] == pytest.approx(cells(study, "over", "linear")["auroc"].mean())
     assert set(row.differences) == {"decisions", "ranking", "probabilities", "groups"}
     assert next(row for row in view.headline if row.arm == "nothing@0.5").note == "shown only"
-    assert view.not_applicable == tuple((name, "focal", "only for learners that take a loss (mlp)") for name in ("linear", "trees"))
+    assert view.not_applicable == tuple((name, "focal", "only for nets (mlp)") for name in ("linear", "trees"))
 
 
 def test_the_threshold_panel_is_that_of_the_first_repeat(study: Study, view: StudyView) -> None:
@@ -86,6 +86,31 @@ def test_calibration_is_corrected_where_the_frequencies_were_changed(
     assert corrected.log_loss < as_it_comes.log_loss - 0.1  # equal counts in training cost the probabilities dearly
     base = cells(study)["log_loss"].mean()
     assert corrected.log_loss == pytest.approx(base, abs=0.05)
+
+
+def test_the_papers_behind_the_arms(study: Study, view: StudyView) -> None:
+    by_arm = {row.arm: row.paper for row in view.headline}
+    assert (by_arm["weights"], by_arm["prior"], by_arm["nothing"], by_arm["placebo"]) == ("15", "15", "", "")
+    (paper,) = view.papers
+    assert (paper.number, paper.arxiv, paper.command) == ("15", "1710.05381", "counterpoise replicate imbalance-study")
+    assert set(paper.arms) == {"prior", "weights", "over"}
+    page = text_of(study.report().read_text())
+    assert "Papers behind the arms" in page and paper.title in page and paper.command in page
+
+
+def test_who_holds_what_the_ranking_can_still_gain(study: Study, view: StudyView) -> None:
+    (table,) = view.groups
+    assert table.shares and "choose by AUROC" in table.note
+    assert sum(row.auroc_share for row in table.rows) == pytest.approx(1)
+    assert sum(row.precision_share for row in table.rows) == pytest.approx(1)
+    # Each repair is worth the same to AUROC: shares are those of positives with a negative right above them.
+    scores, _ = study.scores_of(study.recommendation.learner, study.recommendation.arm)
+    order = np.argsort(-scores[0], kind="stable")
+    y, ids = study.problem.y[study.splits.rows][order], study.groups["city"].ids[order]
+    mistakes = np.flatnonzero((y[1:] == 1) & (y[:-1] == 0)) + 1
+    share = np.bincount(ids[mistakes], minlength=2) / len(mistakes)
+    names = study.groups["city"].names
+    assert {row.name: row.auroc_share for row in table.rows} == pytest.approx(dict(zip(names, share, strict=True)), abs=1e-9)
 
 
 def test_groups_are_counted(study: Study, view: StudyView) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pytest
-from imblearn.over_sampling import ADASYN, SMOTE, RandomOverSampler
+import torch
+from imblearn.over_sampling import ADASYN, SMOTE, SMOTENC, BorderlineSMOTE, RandomOverSampler
 from imblearn.under_sampling import TomekLinks
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
@@ -142,6 +143,97 @@ def test_smote_of_categories_invents_none() -> None:
     assert len(np.unique(draw.X_new[:, 0])) > 60  # numbers are new
 
 
+PEERS = {"smote": SMOTE, "borderline-smote": BorderlineSMOTE, "adasyn": ADASYN}
+
+
+@pytest.mark.parametrize("name", sorted(PEERS))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_over_samplers_add_as_many_rows_as_those_of_imbalanced_learn(name: str, classes: int) -> None:
+    training = rows(classes=classes)
+    option = {"n_neighbors" if name == "adasyn" else "k_neighbors": 5, "random_state": 3}
+    _, y = PEERS[name](**option).fit_resample(training.X, training.y)
+    draw = drawn(name, training, seed=3, k_neighbors=5)
+    assert draw.index.tolist() == list(range(120))  # the real rows are untouched
+    assert draw.y_new is not None and np.bincount(draw.y_new).tolist() == np.bincount(y[120:]).tolist()
+    again = drawn(name, training, seed=3, k_neighbors=5)
+    assert draw.X_new is not None and again.X_new is not None and (draw.X_new == again.X_new).all()
+    assert (drawn(name, training, seed=4, k_neighbors=5).X_new != draw.X_new).any()
+
+
+def test_smote_of_mixed_columns_is_that_of_imbalanced_learn() -> None:
+    training = rows(categorical=2)
+    _, y = SMOTENC([3, 4], random_state=3).fit_resample(training.X, training.y)
+    draw = drawn("smote", training, seed=3, k_neighbors=5)
+    assert draw.X_new is not None and draw.y_new is not None and draw.y_new.tolist() == y[120:].tolist()
+    # Numbers lie between parents of the same class, categories are those of the rare class.
+    rare = training.X[training.y == 1]
+    assert (draw.X_new[:, :3] >= rare[:, :3].min(0)).all() and (draw.X_new[:, :3] <= rare[:, :3].max(0)).all()
+
+
+def test_smote_where_all_columns_are_categories_invents_no_category() -> None:
+    full = rows(categorical=3)
+    training = TrainingRows(full.X[:, 3:], np.ones(3, dtype=bool), full.y, full.rows, "binary")
+    draw = drawn("smote", training, k_neighbors=5)
+    assert draw.X_new is not None and draw.X_new.shape == (80, 3)
+    assert set(np.unique(draw.X_new)) <= {0.0, 1.0, 2.0, 3.0}
+
+
+@pytest.mark.parametrize("name", ["smote-enn", "smote-tomek"])
+def test_cleaning_takes_real_rows_away_and_says_which(name: str) -> None:
+    training = rows(n=300, positives=60)
+    draw = drawn(name, training, k_neighbors=5)
+    assert draw.X_new is not None and draw.y_new is not None
+    assert 0 < len(draw.index) < 300 and (np.diff(draw.index) > 0).all()
+    plain = drawn("smote", training, k_neighbors=5)
+    assert plain.X_new is not None
+    invented = {row.tobytes() for row in plain.X_new}
+    assert all(row.tobytes() in invented for row in draw.X_new) and set(draw.y_new) <= {0, 1}
+
+
+@pytest.mark.parametrize("name", ["smoter", "smogn"])
+def test_rare_ranges_of_a_target_get_rows(name: str) -> None:
+    training = regression(400)
+    draw = drawn(name, training, k_neighbors=5)
+    assert draw.X_new is not None and draw.y_new is not None and len(draw.X_new) == len(draw.y_new) > 20
+    rare = np.quantile(training.y, 0.9)
+    before = (training.y > rare).mean()
+    after = (np.concatenate([training.y[draw.index], draw.y_new]) > rare).mean()
+    assert after > 2 * before
+
+
+def test_likelihood_weights_look_at_the_rows_and_not_at_the_labels() -> None:
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(190, 2)) * 0.3, rng.normal(size=(10, 2)) * 0.3 + 8])
+    weights = []
+    for y in (np.zeros(200, dtype=np.int64), rng.integers(0, 2, 200)):
+        training = TrainingRows(np.column_stack([X, y]), np.array([False, False, True]), y, np.arange(200), "binary")
+        weights.append(REMEDIES["likelihood"].weights(training, {"eta": 1.0, "gamma": 5.0}))
+    np.testing.assert_array_equal(weights[0], weights[1])  # a category takes no part either
+    np.testing.assert_allclose(weights[0].mean(), 1)
+    assert weights[0][190:].min() > 1.5 * weights[0][:190].min()
+
+
+def test_anyloss_hands_the_net_the_metric() -> None:
+    loss = REMEDIES["anyloss"].loss("binary", 2, {"metric": "balanced_accuracy", "amplification": 10.0})
+    logits, targets = torch.tensor([[9.0], [-9.0], [-9.0], [9.0]]), torch.tensor([[1.0], [1.0], [0.0], [0.0]])
+    assert loss is not None and abs(float(loss(logits, targets)) - 0.5) < 0.01
+    many = REMEDIES["anyloss"].loss("multiclass", 3, {"metric": "f1", "amplification": 10.0})
+    assert many is not None and float(many(9.0 * torch.eye(3), torch.arange(3))) < 0.02
+
+
+@pytest.mark.parametrize(("name", "params"), [("two-phase", {"head_share": 0.25}), ("prior-bias", {}), ("anyloss", None)])
+def test_what_changes_the_net_takes_no_more_steps(name: str, params: dict[str, Any] | None) -> None:
+    problem = build_problem(numbers(120, 30), target="y")
+    if params is None:
+        params = {dimension: choice.default for dimension, choice in REMEDIES[name].space.items()}
+    scores = []
+    for remedy, own in (("nothing", {}), (name, params)):
+        fitted = fit_once(problem, LEARNERS["mlp"], REMEDIES[remedy], np.arange(120), {"lr": 1e-3, "weight_decay": 1e-6} | own, 0, 60, [])
+        assert fitted.steps == 60 and fitted.effective_prior == pytest.approx([0.75, 0.25])
+        scores.append(fitted.scores(problem.X, None, "binary"))
+    assert np.abs(scores[0] - scores[1]).max() > 0.05
+
+
 def test_smote_takes_fewer_neighbors_of_few_rows_and_needs_two() -> None:
     draw = drawn("smote", rows(positives=3), k_neighbors=5)
     assert draw.X_new is not None and len(draw.X_new) == 114
@@ -226,7 +318,7 @@ def test_two_samplers_of_a_kind_get_names() -> None:
 @pytest.mark.parametrize(
     ("remedy", "learner", "data", "reason"),
     [
-        ("focal", "linear", "plain", "only for learners that take a loss"),
+        ("focal", "linear", "plain", "only for nets"),
         ("smote", "linear", "regression", "needs classes"),
         ("smote", "linear", "text", "cannot invent text"),
         ("under", "linear", "regression", "leaves almost nothing"),
@@ -246,11 +338,12 @@ def test_what_does_not_apply_is_listed_with_the_reason(remedy: str, learner: str
     assert found[0] == learner and reason in found[2]
 
 
-def test_smote_needs_a_number_and_a_table_of_moderate_size() -> None:
+def test_resamplers_that_search_neighbors_need_a_table_of_moderate_size() -> None:
     problem = build_problem(
         pl.DataFrame({"c": ["a", "b", "c", "d"] * 50, "e": ["p", "q"] * 100, "y": ["u", "v", "v", "v", "v"] * 40}), target="y"
     )
-    assert REMEDIES["smote"].applies(problem, None) == "all columns are categories"  # type: ignore[arg-type]
+    assert REMEDIES["smote"].applies(problem, None) is None  # type: ignore[arg-type]
+    assert REMEDIES["adasyn"].applies(problem, None) == "needs columns that are all numbers"  # type: ignore[arg-type]
 
 
 # -- one's own --------------------------------------------------------------------------------------------------------------------------

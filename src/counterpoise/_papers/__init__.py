@@ -1,4 +1,4 @@
-"""The papers behind the methods: what each one is, and what was found when its claims were tested again (records that come with the library).
+"""The papers behind the methods: what each one is, and what was found when its claims were tested again (records in the package).
 
 The re-tests themselves are ``counterpoise.replications``; the report of a study only needs to know which paper an arm comes from.
 """

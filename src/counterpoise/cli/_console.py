@@ -97,7 +97,7 @@ def study_table(rows: Sequence[TableRow], metrics: Mapping[str, str], *, width: 
     if wide:
         table.add_column(Text.assemble("time", "\n", ("seconds", "dim")), justify="right")
     for row in rows if most is None else rows[:most]:
-        source = f", paper {row['paper']}" if row["paper"] else ""
+        source = f" [{row['paper']}]" if row["paper"] else ""
         cells: list[RenderableType] = [Text.assemble(row["arm"], "\n", (row["learner"] + source, "not bold dim"))]
         for question in metrics:
             value = row["values"].get(question)
@@ -110,7 +110,9 @@ def study_table(rows: Sequence[TableRow], metrics: Mapping[str, str], *, width: 
         table.add_row(*cells)
     left_out = f"and {len(rows) - most} more. " if most is not None and len(rows) > most else ""
     table.caption = Text(
-        f"{left_out}Differences to the baseline of the same learner, + is better; 95 % intervals for all arms together.", "dim"
+        f"{left_out}Differences to the baseline of the same learner, + is better; 95 % intervals for all arms together. [15]: a paper, see "
+        "counterpoise papers.",
+        "dim",
     )
     table.caption_justify = "left"
     return table

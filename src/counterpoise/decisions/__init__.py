@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from ._prior import fold_into_bias as fold_into_bias
     from ._prior import prior_correct as prior_correct
     from ._prior_classifier import PriorThresholdClassifier as PriorThresholdClassifier
+    from ._prior_score import PriorScoreThreshold as PriorScoreThreshold
 
 __getattr__, __dir__, __all__ = attach(
-    __name__, {"PriorThresholdClassifier": "_prior_classifier", "fold_into_bias": "_prior", "prior_correct": "_prior"}
+    __name__,
+    {
+        "PriorScoreThreshold": "_prior_score",
+        "PriorThresholdClassifier": "_prior_classifier",
+        "fold_into_bias": "_prior",
+        "prior_correct": "_prior",
+    },
 )

@@ -112,14 +112,15 @@ def fold_into_bias(linear: nn.Linear, prior: Prior, target_prior: Prior | None =
     return folded.train(linear.training)
 
 
-def check_prior(argument: str, prior: Prior, n_classes: int) -> npt.NDArray[np.float64]:
-    """Positive shares that sum to 1, shape (K,)."""
+def check_prior(argument: str, prior: Prior, n_classes: int, classes: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+    """Positive shares that sum to 1, shape (K,); ``classes`` are their names in errors, 0..K-1 by default."""
     values = prior.detach().cpu().double().numpy() if isinstance(prior, Tensor) else np.asarray(prior, dtype=np.float64)
     if values.shape != (n_classes,):
         bad_input(argument, f"shape {values.shape}", f"{n_classes} shares, one per class")
     wrong = np.flatnonzero(~((values > 0) & np.isfinite(values)))
     if len(wrong):
-        bad_input(argument, f"{listing(values[wrong])} for class {listing(wrong)}", "positive, finite shares")
+        names = wrong if classes is None else np.asarray(classes)[wrong]
+        bad_input(argument, f"{listing(values[wrong])} for class {listing(names)}", "positive, finite shares")
     return np.asarray(values / values.sum())
 
 

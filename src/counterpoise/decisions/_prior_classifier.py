@@ -113,7 +113,7 @@ class PriorThresholdClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
 
     def _prior_of(self, y: Any, sample_weight: npt.ArrayLike | None) -> npt.NDArray[np.float64]:
         if not isinstance(self.prior, str):
-            return check_prior("prior", self.prior, len(self.classes_))
+            return check_prior("prior", self.prior, len(self.classes_), self.classes_)
         if self.prior != "train":
             bad_input("prior", self.prior, "'train' or one share per class")
         codes = np.searchsorted(self.classes_, np.asarray(y).ravel())
@@ -126,7 +126,7 @@ class PriorThresholdClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     def _target_prior(self) -> npt.NDArray[np.float64]:
         n_classes = len(self.classes_)
         if not isinstance(self.target_prior, str):
-            return check_prior("target_prior", self.target_prior, n_classes)
+            return check_prior("target_prior", self.target_prior, n_classes, self.classes_)
         if self.target_prior != "uniform":
             bad_input("target_prior", self.target_prior, "'uniform' or one share per class")
         return np.full(n_classes, 1.0 / n_classes)

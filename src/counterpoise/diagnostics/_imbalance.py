@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoise._errors import bad_input
+from counterpoise._stats import gini
 
 from ._shares import percent
 
@@ -108,13 +109,11 @@ def class_imbalance(y: npt.ArrayLike, names: Sequence[Any] | None = None) -> Imb
         bad_input("names", f"{len(shown)} names", f"one for each of the {classes.size} classes in y")
     prior = counts / counts.sum()
     entropy = -np.sum(prior * np.log(prior))
-    # Sum over ordered pairs of |pi_k - pi_l| from the sorted prior, without the (K, K) table.
-    rank = 2 * np.arange(1, classes.size + 1) - classes.size - 1
     return ImbalanceReport(
         names=shown,
         counts=counts.astype(np.int64),
         prior=prior,
         rho=float(counts.max() / counts.min()),
         effective_classes=float(np.exp(entropy)),
-        gini=float(rank @ np.sort(prior) / classes.size),
+        gini=gini(prior),
     )

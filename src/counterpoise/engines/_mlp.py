@@ -7,6 +7,7 @@ steps of ``batch_size`` rows, whatever the number of rows.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
+
+from counterpoise.data import BalancedClassSampler
+from counterpoise.nn.init import prior_bias_
+from counterpoise.schedules import TwoPhase
 
 if TYPE_CHECKING:
     from skorch import NeuralNet
@@ -30,13 +35,15 @@ def default_steps(n_rows: int, batch_size: int = 256) -> int:
 
 
 class _StepBatches:
-    """An iterator for skorch: ``max_steps`` batches, reshuffled whenever the rows are used up. Whole batches are indexed at once."""
+    """An iterator for skorch: ``max_steps`` batches, reshuffled (or, ``balanced``, drawn with equal class frequencies) whenever the rows
+    are used up. Whole batches are indexed at once."""
 
-    def __init__(self, dataset: Any, batch_size: int, max_steps: int, seed: int) -> None:
+    def __init__(self, dataset: Any, batch_size: int, max_steps: int, seed: int, balanced: bool = False) -> None:
         self._X, self._w, self._y = dataset.X["X"], dataset.X["weight"], dataset.y
         self._batch_size = min(batch_size, len(self._y))
         self._max_steps = max_steps
         self._generator = torch.Generator().manual_seed(seed)
+        self._sampler = BalancedClassSampler(self._y.flatten().long(), generator=seed, num_replicas=1, rank=0) if balanced else None
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         n, size = len(self._y), self._batch_size
@@ -44,11 +51,14 @@ class _StepBatches:
         for _ in range(self._max_steps):
             if start + size > len(order):
                 # The rest of one pass and the start of the next make one batch, so that every row is drawn equally often.
-                order = torch.cat([order[start:], torch.randperm(n, generator=self._generator)])
+                order = torch.cat([order[start:], self._pass(n)])
                 start = 0
             rows = order[start : start + size]
             start += size
             yield {"X": self._X[rows], "weight": self._w[rows]}, self._y[rows]
+
+    def _pass(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self._generator) if self._sampler is None else torch.tensor(list(self._sampler))
 
 
 def _build_module(n_features: int, hidden: tuple[int, ...], n_outputs: int) -> nn.Sequential:
@@ -84,7 +94,17 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         self.device = device
         self.random_state = random_state
 
-    def _train(self, X: npt.NDArray[np.float32], target: Tensor, weight: npt.NDArray[np.float32], n_outputs: int, loss: nn.Module) -> None:
+    def _train(
+        self,
+        X: npt.NDArray[np.float32],
+        target: Tensor,
+        weight: npt.NDArray[np.float32],
+        n_outputs: int,
+        loss: nn.Module,
+        *,
+        prior: Tensor | None = None,
+        head_share: float = 0.0,
+    ) -> None:
         if self.batch_size < 1 or (self.max_steps is not None and self.max_steps < 1):
             raise ValueError(f"batch_size and max_steps must be at least 1, got {self.batch_size} and {self.max_steps}.")
         steps = default_steps(len(X), self.batch_size) if self.max_steps is None else self.max_steps
@@ -94,15 +114,28 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = _build_module(X.shape[1], tuple(self.hidden), n_outputs)
-        net = _skorch_net(module, loss, lr=self.lr, weight_decay=self.weight_decay, device=self.device)
-        net.set_params(
-            iterator_train=_StepBatches,
-            iterator_train__batch_size=self.batch_size,
-            iterator_train__max_steps=steps,
-            iterator_train__seed=seed,
-        )
-        net.fit({"X": torch.from_numpy(X), "weight": torch.from_numpy(weight)}, target)
-        self.module_: nn.Sequential = net.module_.eval()
+            last = module[-1]
+            if prior is not None and isinstance(last, nn.Linear):
+                # One logit has the share of the second class as its mean label, a softmax needs all shares.
+                prior_bias_(last, prior[1:] if n_outputs == 1 else prior, link="sigmoid" if n_outputs == 1 else "softmax")
+                nn.init.normal_(last.weight, std=0.01)  # as in the paper of the bias, arXiv 1909.04868
+
+        def run(module: nn.Sequential, lr: float, steps: int, **drawing: Any) -> nn.Sequential:
+            net = _skorch_net(module, loss, bool((weight != 1).any()), lr=lr, weight_decay=self.weight_decay, device=self.device)
+            options = {"batch_size": self.batch_size, "max_steps": steps, "seed": seed} | drawing
+            net.set_params(iterator_train=_StepBatches, **{f"iterator_train__{name}": value for name, value in options.items()})
+            net.fit({"X": torch.from_numpy(X), "weight": torch.from_numpy(weight)}, target)
+            trained: nn.Sequential = net.module_
+            return trained
+
+        head_steps = round(head_share * steps)
+        if head_steps:
+            module = run(module, self.lr, steps - head_steps, balanced=True)
+            with TwoPhase(module, head=str(len(module) - 1)) as phase2:
+                module = run(module, self.lr * phase2.phase2_lr_scale, head_steps, seed=seed + 1)
+        else:
+            module = run(module, self.lr, steps)
+        self.module_: nn.Sequential = module.eval()
         self.steps_ = steps
         self.n_iter_ = steps
 
@@ -154,9 +187,16 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
         batch_size: rows of a step; at most the number of rows.
         max_steps: optimizer steps of a fit; None = 20 passes over the rows, at least 500.
         loss: a module with ``reduction="none"``: ``loss(logits, targets)`` per row. Two classes: logits and float targets of shape (B, 1);
-            more: logits (B, C) and integer targets (B,). None = cross-entropy.
+            more: logits (B, C) and integer targets (B,). None = cross-entropy. A loss that exists for a whole batch only, such as
+            :class:`~counterpoise.losses.AnyLoss`, gives one number, and is asked for ``loss(logits, targets, weight=w)`` if its ``forward``
+            takes a ``weight``; if not, it can be trained without sample weights only.
         device: where the network is trained and evaluated.
         random_state: seed of the initial weights and of the batches.
+        prior_bias: begin with the last layer's bias at the class frequencies of the rows (:func:`counterpoise.nn.init.prior_bias_`), and
+            its weights close to 0.
+        head_share: share of the steps, the last ones, in which only the last layer is trained, on the rows as they are; before, batches are
+            drawn with equal class frequencies (two-phase training, :class:`counterpoise.schedules.TwoPhase`). 0 = all layers on all rows
+            throughout. In [0, 1).
 
     Example:
         >>> import numpy as np
@@ -164,6 +204,33 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
         >>> MLPClassifier(max_steps=200, random_state=0).fit(X, X[:, 0] > 1.5).predict([[0.2], [2.9]])
         array([False,  True])
     """
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (64, 64),
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-6,
+        batch_size: int = 256,
+        max_steps: int | None = None,
+        loss: nn.Module | None = None,
+        device: str = "cpu",
+        random_state: int | None = None,
+        prior_bias: bool = False,
+        head_share: float = 0.0,
+    ) -> None:
+        super().__init__(
+            hidden,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            max_steps=max_steps,
+            loss=loss,
+            device=device,
+            random_state=random_state,
+        )
+        self.prior_bias = prior_bias
+        self.head_share = head_share
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Self:
         rows, y = validate_data(self, X, y, dtype=np.float32)
@@ -174,7 +241,14 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
         binary = len(self.classes_) == 2
         target = torch.from_numpy(codes).float()[:, None] if binary else torch.from_numpy(codes)
         loss = self.loss or (nn.BCEWithLogitsLoss(reduction="none") if binary else nn.CrossEntropyLoss(reduction="none"))
-        self._train(rows, target, _weights(sample_weight, rows), 1 if binary else len(self.classes_), loss)
+        if not 0 <= self.head_share < 1:
+            raise ValueError(f"head_share must be in [0, 1), got {self.head_share}.")
+        weight = _weights(sample_weight, rows)
+        prior = None
+        if self.prior_bias:
+            mass = np.bincount(codes, weights=weight, minlength=len(self.classes_))
+            prior = torch.from_numpy(mass / mass.sum())
+        self._train(rows, target, weight, 1 if binary else len(self.classes_), loss, prior=prior, head_share=self.head_share)
         return self
 
     def decision_function(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -223,9 +297,11 @@ class MLPRegressor(RegressorMixin, _BaseMLP):  # type: ignore[misc]
         return self._outputs(X)[:, 0] * self.target_scale_ + self.target_mean_
 
 
-def _skorch_net(module: nn.Module, loss: nn.Module, *, lr: float, weight_decay: float, device: str) -> NeuralNet:
+def _skorch_net(module: nn.Module, loss: nn.Module, weighted: bool, *, lr: float, weight_decay: float, device: str) -> NeuralNet:
     # skorch pulls large optional packages when they are installed: imported when a net is trained, not with this module.
     from skorch import NeuralNet
+
+    takes_weight = weighted and "weight" in inspect.signature(loss.forward).parameters
 
     class WeightedNet(NeuralNet):  # type: ignore[misc]
         """Rows weighted in the loss; a batch is a dict with the rows' features and weights."""
@@ -235,7 +311,13 @@ def _skorch_net(module: nn.Module, loss: nn.Module, *, lr: float, weight_decay: 
 
         def get_loss(self, y_pred: tuple[Tensor, Tensor], y_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             output, weight = y_pred
-            per_row: Tensor = self.criterion_(output, y_true.to(self.device)).reshape(len(weight), -1).mean(dim=1)
+            target = y_true.to(self.device)
+            value: Tensor = self.criterion_(output, target, weight=weight) if takes_weight else self.criterion_(output, target)
+            if value.ndim == 0:  # a loss of the batch
+                if weighted and not takes_weight:
+                    raise ValueError("sample_weight needs a loss with reduction='none' or one whose forward takes a weight.")
+                return value
+            per_row = value.reshape(len(weight), -1).mean(dim=1)
             return (per_row * weight).mean()
 
     return WeightedNet(

@@ -7,7 +7,27 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
+    from ._anyloss import AnyLoss as AnyLoss
+    from ._anyloss import SoftConfusion as SoftConfusion
+    from ._anyloss import amplify as amplify
+    from ._anyloss import soft_confusion as soft_confusion
     from ._class_weights import class_weights as class_weights
     from ._focal import FocalLoss as FocalLoss
+    from ._guided import GuidedLossScaling as GuidedLossScaling
+    from ._weighted import WeightedLoss as WeightedLoss
+    from ._weighted import dequity_weight as dequity_weight
 
-__getattr__, __dir__, __all__ = attach(__name__, {"FocalLoss": "_focal", "class_weights": "_class_weights"})
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "AnyLoss": "_anyloss",
+        "FocalLoss": "_focal",
+        "GuidedLossScaling": "_guided",
+        "SoftConfusion": "_anyloss",
+        "WeightedLoss": "_weighted",
+        "amplify": "_anyloss",
+        "class_weights": "_class_weights",
+        "dequity_weight": "_weighted",
+        "soft_confusion": "_anyloss",
+    },
+)

@@ -78,8 +78,7 @@ class Claim:
             raise InputError(f"Claim {self.key!r} has no criterion, so its findings can only be reported; got {verdict!r}.")
         if any(value is not None and math.isnan(value) for value in (estimate, low, high)) and verdict != "reported":
             verdict = "undecided"
-        numbers = (None if value is None else float(value) for value in (estimate, low, high, bound))
-        return Finding(self.key, verdict, text, *numbers, **more)
+        return Finding(self.key, verdict, text, _float(estimate), _float(low), _float(high), _float(bound), **more)
 
 
 @dataclass(frozen=True)
@@ -199,6 +198,10 @@ class Replication:
             seeds=tuple(content["seeds"]),
             quick=content["quick"],
         )
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ._view import Undecided as Undecided
 
 _PARTS = (
-    "Alarms AtK Calibration CalibrationCurve DiagnosisPart Difference Expectation GroupRow GroupsTable HeadlineRow PaperRow QuestionPanel RangeRow "
-    "RangesTable StudyView ThresholdPanel Undecided"
+    "Alarms AtK Calibration CalibrationCurve DiagnosisPart Difference Expectation GroupRow GroupsTable HeadlineRow PaperRow QuestionPanel "
+    "RangeRow RangesTable StudyView ThresholdPanel Undecided"
 )
 __getattr__, __dir__, __all__ = attach(__name__, {"study_page": "_page"} | dict.fromkeys(_PARTS.split(), "_view"))

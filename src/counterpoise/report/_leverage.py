@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+GROUPS = 396  # where the half with the groups begins, in points
 MOST_GROUPS = 8
 MOST_POINTS = 500  # of a line
 
@@ -21,15 +22,14 @@ MOST_POINTS = 500  # of a line
 def leverage_figure(gain_auroc: Array, gain_auprc: Array, by_group: pl.DataFrame | None) -> Figure:
     """Gains (m,) of mistakes, the highest ranked first; ``by_group`` with columns group, positives, auroc_share and auprc_share."""
     with style():
-        bottom, top, height = 52, 42, 300
-        grouped = by_group is not None and by_group.height > 0
-        fig = figure(WIDTH, height)
-        ax = axes(fig, 56, bottom, 250 if grouped else 420, height - bottom - top)
-        _curve(ax, gain_auroc, gain_auprc)
-        fig.text(0, 1 - 6 / height, "Gain from repairing mistakes, top first", va="top", weight="bold")
-        if by_group is not None and grouped:
-            fig.text(386 / WIDTH, 1 - 6 / height, "Whose mistakes hold it", va="top", weight="bold")
-            _groups(fig, axes(fig, 500, bottom, WIDTH - 500 - 16, height - bottom - top - 20), by_group)
+        bottom, top, height = 58, 42, 306
+        width = 440 if by_group is None else WIDTH
+        fig = figure(width, height)
+        _curve(axes(fig, 74, bottom, GROUPS - 74 - 44 if by_group is not None else 344, height - bottom - top), gain_auroc, gain_auprc)
+        fig.text(10 / width, 1 - 6 / height, "Gain from repairing mistakes, top first", va="top", weight="bold")
+        if by_group is not None:
+            fig.text(GROUPS / WIDTH, 1 - 6 / height, "Whose mistakes hold it", va="top", weight="bold")
+            _groups(fig, axes(fig, GROUPS + 114, bottom, WIDTH - GROUPS - 114 - 20, height - bottom - top - 20), by_group)
         return fig
 
 
@@ -67,20 +67,21 @@ def _groups(fig: Figure, ax: Axes, by_group: pl.DataFrame) -> None:
     ax.set_xlim(-0.02, max(largest, 0.05) * 1.06)
     ax.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
     ax.xaxis.set_major_formatter(lambda value, _: percent(value, 0))
-    more = f" ({len(names) - len(shown)} more groups not shown)" if len(names) > len(shown) else ""
-    ax.set_xlabel("share of the whole" + more)
+    ax.set_xlabel("share of the whole")
     for row, k in enumerate(shown):
-        row_text(fig, ax, row, 386, shorten(names[k], 15))
+        row_text(fig, ax, row, GROUPS, shorten(names[k], 15))
         ax.plot([positives[k], auprc[k]], [row, row], color=RULE, lw=1.6, zorder=1)
         ax.plot(positives[k], row, "|", ms=16, mew=2.6, color=INK, zorder=4)
         ax.plot(auroc[k], row, "D", ms=7, color=PAPER, mec=GRAY, mew=1.6, zorder=2)
         ax.plot(auprc[k], row, "o", ms=9.5, color=BLUE, mec=PAPER, mew=1, zorder=3)
     height = fig.get_size_inches()[1] * 72
+    if len(names) > len(shown):
+        fig.text(GROUPS / WIDTH, 6 / height, f"{len(names) - len(shown)} more groups are not shown.", color=MUTED)
     y = 1 - 36 / height
     for x, marker, size, edge_width, face, edge, word in (
-        (386, "|", 14, 2.6, INK, INK, "positives"),
-        (472, "D", 7, 1.6, PAPER, GRAY, "AUROC gain"),
-        (586, "o", 9.5, 1, BLUE, PAPER, "AUPRC gain"),
+        (GROUPS, "|", 14, 2.6, INK, INK, "positives"),
+        (GROUPS + 90, "D", 7, 1.6, PAPER, GRAY, "AUROC gain"),
+        (GROUPS + 206, "o", 9.5, 1, BLUE, PAPER, "AUPRC gain"),
     ):
         ax.plot((x + 5) / WIDTH, y, marker, ms=size, mew=edge_width, color=face, mec=edge, transform=fig.transFigure, clip_on=False)
         fig.text((x + 16) / WIDTH, y, word, va="center", color=MUTED)

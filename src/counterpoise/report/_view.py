@@ -188,6 +188,8 @@ class GroupRow:
     accuracy: float = NAN
     judged: bool = True
     is_worst: bool = False
+    auroc_share: float = NAN  # of what AUROC, and average precision, can still gain
+    precision_share: float = NAN
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ class GroupsTable:
     worst: float = NAN
     gap: float = NAN
     needed: int = 20  # positives a group needs to be judged
+    shares: bool = False  # whether the rows say who holds what the ranking can still gain
     note: str = ""
 
 

@@ -188,7 +188,7 @@ def fit_once(
     if estimator is None:
         options: dict[str, Any] = {}
         if learner.takes_loss:
-            options = {"loss": remedy.loss(problem.task, len(problem.schema.classes), params), "max_steps": max_steps}
+            options = {"loss": remedy.loss(problem.task, len(problem.schema.classes), params), "max_steps": max_steps, **remedy.net(params)}
         estimator = learner.build(problem.task, params, seed, **options)
     if weight is not None and not learner.takes_weights:
         notes.append(f"{learner.name} takes no sample_weight: weights were ignored")

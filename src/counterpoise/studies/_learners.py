@@ -49,7 +49,7 @@ class Learner:
     """A model family under one name.
 
     ``build(task, params, seed)`` returns an unfitted estimator; ``params`` holds a value for every dimension of ``space``. Nets
-    (``takes_loss``) are also given ``loss`` and ``max_steps``.
+    (``takes_loss``) are also given ``loss``, ``max_steps`` and what a remedy changes in the net.
     """
 
     name: str
@@ -83,11 +83,13 @@ def _trees(task: str, params: Mapping[str, Any], seed: int) -> Any:
     )
 
 
-def _mlp(task: str, params: Mapping[str, Any], seed: int, *, loss: nn.Module | None = None, max_steps: int | None = None) -> Any:
+def _mlp(
+    task: str, params: Mapping[str, Any], seed: int, *, loss: nn.Module | None = None, max_steps: int | None = None, **options: Any
+) -> Any:
     from counterpoise.engines import MLPClassifier, MLPRegressor
 
     kind = MLPRegressor if task == "regression" else MLPClassifier
-    return kind(lr=params["lr"], weight_decay=params["weight_decay"], loss=loss, max_steps=max_steps, random_state=seed)
+    return kind(lr=params["lr"], weight_decay=params["weight_decay"], loss=loss, max_steps=max_steps, random_state=seed, **options)
 
 
 def _forest(task: str, params: Mapping[str, Any], seed: int) -> Any:

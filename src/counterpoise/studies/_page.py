@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from counterpoise._papers import paper_of, published_verdict
+from counterpoise.groups import Groups
 from counterpoise.report import _view as view
 
 from ._metrics import (
@@ -37,6 +38,10 @@ TITLES = {
     "error": "Error",
     "tails": "Error where the target is rare",
 }
+SHARES_NOTE = (
+    " To gain: whose positives would move up if every positive right below a negative changed places with it. Average precision pays for"
+    " repairs at the top, so a group with many positives holds more of it than of AUROC; choose by AUROC, or per group, where that matters."
+)
 TABLE_METRICS = {
     "binary": ("balanced_accuracy", "auroc", "average_precision", "log_loss", "brier", "precision", "recall"),
     "multiclass": ("balanced_accuracy", "auroc", "log_loss", "brier", "f1"),
@@ -222,6 +227,7 @@ def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
     tables = []
     for column, groups in study.groups.items():
         table = group_table(study.problem.y[rows], decisions, groups, classes)
+        shares = _shares_of_gain(study, learner, arm, groups)
         judged = [row for row in table if row["judged"]]
         worst = min((row["recall"] for row in judged), default=math.nan)
         tables.append(
@@ -236,15 +242,33 @@ def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
                         accuracy=row["accuracy"],
                         judged=row["judged"],
                         is_worst=row["judged"] and row["recall"] == worst and len(judged) > 1,
+                        auroc_share=shares.get(row["group"], (math.nan, math.nan))[0],
+                        precision_share=shares.get(row["group"], (math.nan, math.nan))[1],
                     )
                     for row in table
                 ),
                 worst=worst,
                 gap=max((row["recall"] for row in judged), default=math.nan) - worst,
-                note="The recommended arm, averaged over repeats.",
+                shares=bool(shares),
+                note="The recommended arm, averaged over repeats." + (SHARES_NOTE if shares else ""),
             )
         )
     return tables
+
+
+def _shares_of_gain(study: Study, learner: str, arm: str, groups: Groups) -> dict[str, tuple[float, float]]:
+    """Group -> its shares of what AUROC and average precision can gain by repairing mistakes in the ranking; two classes only."""
+    from counterpoise.diagnostics import mistake_leverage
+
+    if study.problem.task != "binary":
+        return {}
+    scores = study.scores_of(learner, arm)[0][0]  # of the first repeat: each row scored once by a model that had not seen it
+    tested = ~np.isnan(scores)
+    part = Groups(groups.ids[tested], groups.names, groups.kind)
+    found = mistake_leverage(study.problem.y[study.splits.rows][tested], scores[tested], part).by_group
+    if found is None or not found["mistakes"].sum():
+        return {}
+    return {row["group"]: (row["auroc_share"], row["auprc_share"]) for row in found.iter_rows(named=True)}
 
 
 def _ranges(study: Study, learner: str, arm: str) -> view.RangesTable:

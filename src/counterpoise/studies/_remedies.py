@@ -17,7 +17,7 @@ import numpy.typing as npt
 from counterpoise._errors import CounterpoiseError, bad_input, check_choice
 from counterpoise._seeding import generator
 
-from ._learners import FOREST_SIZE, Learner, Range, Space
+from ._learners import FOREST_SIZE, Choice, Learner, Range, Space
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,6 +94,10 @@ class Remedy:
         """Loss stage, nets only: a module with ``reduction="none"``. None = cross-entropy (squared error)."""
         return None
 
+    def net(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Model stage and phases of the training, nets only: further arguments of the net. Empty = the usual one."""
+        return {}
+
     def estimator(self, task: str, params: Mapping[str, Any], seed: int) -> Any | None:
         """Model stage: an estimator in place of the learner's. None = the learner's own."""
         return None
@@ -108,8 +112,13 @@ class Remedy:
 
     @property
     def effort(self) -> str:
-        """Its place in ``STAGE_ORDER``: the stage, and after all others a loss that only nets can take."""
-        return "net loss" if type(self).loss is not Remedy.loss else self.stage
+        """Its place in ``STAGE_ORDER``: the stage, and after all others what only nets can take."""
+        return "net loss" if type(self).loss is not Remedy.loss or self.inside_the_net else self.stage
+
+    @property
+    def inside_the_net(self) -> bool:
+        """Whether it changes how our own net is built or trained, which another loop would have to do by itself."""
+        return type(self).net is not Remedy.net
 
     @property
     def shares_scores(self) -> bool:
@@ -198,31 +207,100 @@ class _NeighborResampler(Remedy):
             return "cannot invent text"
         if problem.n > NEIGHBOR_ROWS:
             return f"too large: neighbors are searched up to {NEIGHBOR_ROWS:,} rows"
-        if problem.categorical.all():
-            return "all columns are categories"
         return None
 
 
 class _SMOTE(_NeighborResampler):
-    """Synthetic minority rows between neighbors: SMOTE, or SMOTENC where columns are categories."""
+    """Synthetic minority rows between neighbors: SMOTE; SMOTENC where some columns are categories, SMOTEN where all are."""
 
     def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
-        from imblearn.over_sampling import SMOTE, SMOTENC
+        from counterpoise.data import SMOTE, SMOTEN, SMOTENC
 
-        smallest = int(np.unique(training.y, return_counts=True)[1].min())
-        if smallest < 2:
-            raise CounterpoiseError(f"SMOTE needs two rows of every class in each training fold; the smallest class has {smallest}")
-        neighbors = min(int(params["k_neighbors"]), smallest - 1)
-        mixed = bool(training.categorical.any())
-        sampler = (
-            SMOTENC(np.flatnonzero(training.categorical).tolist(), k_neighbors=neighbors, random_state=seed)
-            if mixed
-            else SMOTE(k_neighbors=neighbors, random_state=seed)
+        options: dict[str, Any] = {"k_neighbors": _neighbors(training, params), "random_state": seed}
+        categories = np.flatnonzero(training.categorical).tolist()
+        if not categories:
+            return drawn_by(SMOTE(**options), training)
+        return drawn_by(SMOTEN(**options) if training.categorical.all() else SMOTENC(categories, **options), training)
+
+
+class _NumbersOnly(_NeighborResampler):
+    """Resamplers that know no categories."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        reason = super().applies(problem, learner)
+        return reason or ("needs columns that are all numbers" if problem.categorical.any() else None)
+
+
+class _BorderlineSMOTE(_NumbersOnly):
+    """SMOTE from the minority rows that have more common neighbors than rare ones."""
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from counterpoise.data import BorderlineSMOTE
+
+        sampler = BorderlineSMOTE(
+            k_neighbors=_neighbors(training, params), m_neighbors=_at_most(10, len(training.y) - 1), random_state=seed
         )
-        # Over-samplers append what they invent: the real rows are taken from the table, to the last digit.
-        X, y = resampled(sampler, training)
-        n = len(training.y)
-        return Draw(np.arange(n), X[n:], y[n:])
+        return drawn_by(sampler, training)
+
+
+class _ADASYN(_NumbersOnly):
+    """More synthetic rows where a minority row has more common neighbors."""
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from counterpoise.data import ADASYN
+
+        return drawn_by(ADASYN(n_neighbors=_neighbors(training, params), random_state=seed), training)
+
+
+class _CleanedSMOTE(_NumbersOnly):
+    """SMOTE, then rows that lie among the other class leave."""
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from counterpoise.data import SMOTE, SMOTEENN, SMOTETomek
+
+        kind = SMOTEENN if self.name == "smote-enn" else SMOTETomek
+        smote = SMOTE(k_neighbors=_neighbors(training, params), random_state=seed)
+        return drawn_by(kind(smote=smote, random_state=seed), training)
+
+
+class _RareRanges(Remedy):
+    """Synthetic rows for the rare ranges of a target: SMOTER, or SMOGN with its noise where neighbors are far."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        if problem.task != "regression":
+            return "needs a target that is a number"
+        if problem.text is not None:
+            return "cannot invent text"
+        if problem.n > NEIGHBOR_ROWS:
+            return f"too large: neighbors are searched up to {NEIGHBOR_ROWS:,} rows"
+        return None
+
+    def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
+        from counterpoise.data import SMOGN, SMOTER
+
+        kind = SMOGN if self.name == "smogn" else SMOTER
+        categories = np.flatnonzero(training.categorical).tolist()
+        return drawn_by(kind(k_neighbors=int(params["k_neighbors"]), categorical_features=categories, random_state=seed), training)
+
+
+def _neighbors(training: TrainingRows, params: Mapping[str, Any]) -> int:
+    """The neighbors asked for, or as many as the smallest class has."""
+    smallest = int(np.unique(training.y, return_counts=True)[1].min())
+    if smallest < 2:
+        raise CounterpoiseError(f"SMOTE needs two rows of every class in each training fold; the smallest class has {smallest}")
+    return _at_most(int(params["k_neighbors"]), smallest - 1)
+
+
+def _at_most(wanted: int, most: int) -> int:
+    return max(1, min(wanted, most))
+
+
+def drawn_by(sampler: Any, training: TrainingRows) -> Draw:
+    """What one of our resamplers made of the rows: those it kept, to the last digit, and those it invented."""
+    X, y = resampled(sampler, training)
+    invented = np.asarray(sampler.synthetic_mask_)
+    kept = np.asarray(getattr(sampler, "sample_indices_", np.arange(len(training.y))), dtype=np.int64)
+    return Draw(kept[: int((~invented).sum())], X[invented], y[invented])
 
 
 def resampled(sampler: Any, training: TrainingRows) -> tuple[npt.NDArray[np.floating], npt.NDArray[Any]]:
@@ -233,13 +311,57 @@ def resampled(sampler: Any, training: TrainingRows) -> tuple[npt.NDArray[np.floa
     return np.asarray(X * scale, dtype=training.X.dtype), y
 
 
-class _Focal(Remedy):
-    """Focal loss: rows the net already gets right weigh less."""
+class _Likelihood(Remedy):
+    """Rows that look common weigh less, without regard to their label: w(p) of the share p of the cluster a row falls into."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        if not learner.takes_weights:
+            return f"{learner.name} takes no sample_weight"
+        if problem.n > NEIGHBOR_ROWS:
+            return f"too large: clusters are searched up to {NEIGHBOR_ROWS:,} rows"
+        return "needs columns that are numbers" if problem.categorical.all() else None
+
+    def weights(self, training: TrainingRows, params: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        from counterpoise.data import LikelihoodWeighter
+
+        weighter = LikelihoodWeighter(eta=params["eta"], gamma=params["gamma"], random_state=0)
+        return np.asarray(weighter.fit(training.X[:, ~training.categorical]).sample_weight_, dtype=np.float64)
+
+
+class _NetOnly(Remedy):
+    """For classifiers that are nets."""
 
     def applies(self, problem: Problem, learner: Learner) -> str | None:
         if problem.task == "regression":
             return "needs classes"
-        return None if learner.takes_loss else "only for learners that take a loss (mlp)"
+        return None if learner.takes_loss else "only for nets (mlp)"
+
+
+class _AnyLoss(_NetOnly):
+    """The metric of the decision, made smooth, as the loss."""
+
+    def loss(self, task: str, n_classes: int, params: Mapping[str, Any]) -> nn.Module:
+        from counterpoise.losses import AnyLoss
+
+        return AnyLoss(metric=params["metric"], amplification=params["amplification"], multiclass=None if task == "binary" else "macro-ovr")
+
+
+class _TwoPhase(_NetOnly):
+    """All layers on class-balanced batches, then the last layer alone on the rows as they are; as many steps as everybody."""
+
+    def net(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"head_share": params["head_share"]}
+
+
+class _PriorBias(_NetOnly):
+    """The last layer begins at the class frequencies."""
+
+    def net(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"prior_bias": True}
+
+
+class _Focal(_NetOnly):
+    """Focal loss: rows the net already gets right weigh less."""
 
     def loss(self, task: str, n_classes: int, params: Mapping[str, Any]) -> nn.Module:
         from counterpoise.losses import FocalLoss
@@ -282,6 +404,8 @@ class SamplerRemedy(Remedy):
         return Draw(np.empty(0, dtype=np.int64), X, y)
 
 
+NEIGHBORS: Space = {"k_neighbors": Range(1, 10, 5, integer=True)}
+
 BASELINE = Remedy("nothing", "none", "the plain fit; its threshold is tuned like everybody's")
 HALF = _Classification("nothing@0.5", "none", "the plain fit with the usual threshold; shown for comparison", rule="half")
 PLACEBO = _Placebo("placebo", "data", "the plain fit without a fixed fifth of its rows: should never help")
@@ -290,21 +414,37 @@ BUILT_IN: tuple[Remedy, ...] = (
     BASELINE,
     HALF,
     PLACEBO,
-    _Classification(
-        "prior", "decision", "threshold from the class frequencies in closed form, not tuned", rule="prior", paper="15"
-    ),
+    _Classification("prior", "decision", "threshold from the class frequencies in closed form, not tuned", rule="prior", paper="15"),
     _Weights("weights", "loss", "inverse-frequency weights", paper="15"),
     _Over("over", "data", "random over-sampling to equal counts", paper="15"),
     _Under("under", "data", "random under-sampling to equal counts", paper="15"),
-    _SMOTE(
-        "smote",
-        "data",
-        "synthetic minority rows between neighbors",
-        {"k_neighbors": Range(1, 10, 5, integer=True)},
-        paper="23",
+    _SMOTE("smote", "data", "synthetic minority rows between neighbors", NEIGHBORS, paper="23", needs_rows=True, code_version="2"),
+    _BorderlineSMOTE("borderline-smote", "data", "synthetic rows near the other class", NEIGHBORS, paper="23", needs_rows=True),
+    _ADASYN("adasyn", "data", "more synthetic rows where the other class is near", NEIGHBORS, paper="23", needs_rows=True),
+    _CleanedSMOTE("smote-enn", "data", "SMOTE, then rows among the other class leave", NEIGHBORS, paper="23", needs_rows=True),
+    _CleanedSMOTE("smote-tomek", "data", "SMOTE, then pairs on the border leave", NEIGHBORS, paper="23", needs_rows=True),
+    _RareRanges("smoter", "data", "synthetic rows for rare ranges of the target", NEIGHBORS, paper="23", needs_rows=True),
+    _RareRanges("smogn", "data", "the same, with noise where neighbors are far", NEIGHBORS, paper="23", needs_rows=True),
+    _Likelihood(
+        "likelihood",
+        "loss",
+        "rows that look common weigh less, whatever their label",
+        {"eta": Range(0.1, 1.0, 1.0, log=True), "gamma": Range(1.0, 8.0, 5.0)},
+        paper="14",
         needs_rows=True,
     ),
     _Focal("focal", "loss", "focal loss", {"gamma": Range(0.5, 5.0, 2.0)}, paper="02"),
+    _AnyLoss(
+        "anyloss",
+        "loss",
+        "the metric itself, made smooth",
+        {"metric": Choice(("balanced_accuracy", "f1")), "amplification": Range(2.0, 30.0, 10.0, log=True)},
+        paper="19",
+    ),
+    _TwoPhase(
+        "two-phase", "model", "balanced batches, then the last layer on the real ones", {"head_share": Range(0.1, 0.5, 0.2)}, paper="15"
+    ),
+    _PriorBias("prior-bias", "model", "the last layer begins at the class frequencies", paper="09"),
     _BalancedForest("balanced-forest", "model", "trees on class-balanced bootstraps", learner="forest", balances_inside=True),
 )
 

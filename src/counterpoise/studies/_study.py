@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoise._errors import CounterpoiseError, InputError, StoreError, check_choice
+from counterpoise._errors import CounterpoiseError, InputError, StoreError, bad_input, check_choice, listing
 
 from ._cell import make_scores, train
 from ._diagnosis import diagnose_problem
@@ -183,7 +183,8 @@ class Study:
 
         Args:
             y: (n,) labels or real targets of the whole data set.
-            remedies: as for :func:`counterpoise.study`; remedies that replace the learner are left out.
+            remedies: as for :func:`counterpoise.study`; remedies that replace the learner or change its inside are not possible, and
+                "all" leaves them out.
             groups: a :class:`counterpoise.Groups`, or a mapping from names to them: results are reported for each.
             seeds: number of repeats (each draws the folds anew), or the list of seeds itself, whose length is used and whose first is the
                 seed of the study.
@@ -205,7 +206,15 @@ class Study:
         # A valid part is held back from every training part; tails of a regression are judged without the jackknife's extra trainings.
         protocol = replace(protocol, inner_folds=max(2, min(5, protocol.inner_folds + 1)), jackknife=0)
         loop = Learner("loop", _not_stored, takes_loss=True, about="your training loop")
-        chosen = [remedy for remedy in as_remedies(remedies, placebo=placebo) if remedy.learner is None]
+        wanted = as_remedies(remedies, placebo=placebo)
+        chosen = [remedy for remedy in wanted if remedy.learner is None and not remedy.inside_the_net]
+        if remedies != "all" and len(chosen) < len(wanted):
+            bad_input(
+                "remedies",
+                listing(remedy.name for remedy in wanted if remedy not in chosen),
+                "remedies that act on the data or the loss",
+                "These replace or change counterpoise's own learner; in a loop of your own, change the network there.",
+            )
         entries, refused = entries_of(problem, [loop], chosen)
         entries = [entry for entry in entries if not (entry.remedy.needs_rows and remedies == "all")]
         return launch(
@@ -352,8 +361,8 @@ class Study:
     # -- what is shown ----------------------------------------------------------------------------------------------------------------
 
     def table(self, question: str | None = None) -> list[dict[str, Any]]:
-        """The arms, best first: ``arm``, ``learner``, ``stage``, ``paper`` (number of the paper it comes from, or ""), ``values`` (question ->
-        estimate, low, high, verdict), ``metric`` (question -> the arm's own mean), ``seconds`` per cell."""
+        """The arms, best first: ``arm``, ``learner``, ``stage``, ``paper`` (number of the paper it comes from, or ""), ``values`` (question
+        -> estimate, low, high, verdict), ``metric`` (question -> the arm's own mean), ``seconds`` per cell."""
         question = question or self.protocol.primary
         values: dict[tuple[str, str], dict[str, tuple[float, float, float, str]]] = {}
         for name in self.questions:

@@ -139,6 +139,8 @@ class TrainingKit:
         )
         task = "multiclass" if outputs == "softmax" and self.task == "binary" else self.task
         base = self._remedy.loss(task, self.n_classes, self._params()) or _default_loss(task)
+        if self._remedy.needs_rows and type(self._remedy).weights is not Remedy.weights:
+            raise CounterpoiseError(f"{self.remedy} weighs rows by their features, which a loss does not see; it fits counterpoise.study.")
         weights = self._remedy.weights(training, self._params())
         if self.task == "regression":
             return _RowWeightedLoss(base, None) if weights is None else _TargetWeightedLoss(base, training.y, weights)
