@@ -28,7 +28,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 GUIDE = sorted((DOCS / "guide").glob("*.md"))
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "api" not in path.relative_to(DOCS).parts)
 GROUP = typer.main.get_command(_app.app)
-SAME_NAME = ("losses", "decisions", "datasets", "schedules")  # rooms whose guide is called as they are
+SAME_NAME = ("losses", "decisions", "datasets", "schedules", "nn")  # rooms whose guide is called as they are
 SHELL = ("|", ">", "&&", ";", "&")  # where a command ends
 
 by_name = pytest.mark.parametrize("page", GUIDE, ids=lambda path: path.stem)
@@ -153,7 +153,9 @@ def test_every_option_of_a_study_is_explained() -> None:
     assert not sorted(option for option in options - {"--help"} if not re.search(rf"{option}\b", text))
 
 
-@pytest.mark.parametrize(("room", "guide"), [("studies", "study"), ("diagnostics", "diagnose"), *((x, x) for x in SAME_NAME)])
+@pytest.mark.parametrize(
+    ("room", "guide"), [("studies", "study"), ("diagnostics", "diagnose"), ("nn.init", "nn"), *((x, x) for x in SAME_NAME)]
+)
 def test_every_public_name_of_a_room_is_in_its_guide(room, guide) -> None:
     text = (DOCS / "guide" / f"{guide}.md").read_text(encoding="utf-8")
     names = importlib.import_module(f"counterpoise.{room}").__all__

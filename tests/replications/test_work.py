@@ -40,6 +40,13 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, log) -> No
     assert rows == Work().map(toy.piece, TASKS)
 
 
+def test_time_is_added_up_and_earlier_runs_count(tmp_path) -> None:
+    first, second = Work(tmp_path / "store"), Work(tmp_path / "store")
+    first.map(toy.piece, TASKS)
+    second.map(toy.piece, TASKS)
+    assert first.seconds > 0 and second.seconds == pytest.approx(first.seconds, abs=0.01)
+
+
 def test_a_torn_last_line_costs_one_piece(tmp_path, log) -> None:
     store = tmp_path / "store.jsonl"
     Work(store).map(toy.piece, TASKS)

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from scipy import sparse
+from scipy.spatial import KDTree
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_memory
 
-__all__ = ["EuclideanRows", "MixedRows", "NominalRows", "Rows", "centered", "nearest", "without_self"]
+__all__ = ["EuclideanRows", "MixedRows", "NominalRows", "Rows", "centered", "finder", "has_few_columns", "nearest", "without_self"]
 
 Indices = npt.NDArray[np.intp]
 Found = tuple[Indices, npt.NDArray[np.float64]]  # (q, k) neighbors, nearest first, and their distances
@@ -27,6 +28,7 @@ Distances = Callable[[slice], npt.NDArray[np.float64]]  # from a block of rows t
 
 STORED = 16  # fewest neighbors that are stored
 CELL, PARTITIONS = 2048, 4  # approximate search: rows within which neighbors are searched, and how often rows are cut up
+TREE_COLUMNS = 15  # scikit-learn's limit between trees and products of all rows with all
 OFFSET = 1e3  # a table this many times farther from zero than it is wide is centered before its products are taken
 BLOCK, FIRST_CHUNK, CHUNK = 128, 64, 1024  # rows against rows at a time, so that the distances stay in the cache
 
@@ -75,8 +77,21 @@ def without_self(indices: npt.NDArray[Any], queries: npt.NDArray[Any], distances
 # ---- numbers ----------------------------------------------------------------------------------------------------------------------------
 
 
+def finder(X: Any, n_jobs: int | None = None) -> Callable[[Any, int], Found]:
+    """A search for the k rows of X, dense or CSR, nearest to others: SciPy's tree for few columns, scikit-learn's products for many."""
+    if has_few_columns(X):
+        tree, workers = KDTree(X, leafsize=24, balanced_tree=False), effective_n_jobs(n_jobs)
+        return lambda others, k: tree.query(others, k=np.arange(1, k + 1), workers=workers)[::-1]
+    products = NearestNeighbors(algorithm="brute", n_jobs=n_jobs).fit(X)
+    return lambda others, k: products.kneighbors(others, n_neighbors=k)[::-1]
+
+
+def has_few_columns(X: Any) -> bool:
+    return not sparse.issparse(X) and X.shape[1] <= TREE_COLUMNS
+
+
 class EuclideanRows:
-    """Rows of numbers, dense or CSR, compared by Euclidean distance; scikit-learn searches."""
+    """Rows of numbers, dense or CSR, compared by Euclidean distance."""
 
     def __init__(self, X: Any) -> None:
         self.X = centered(X)
@@ -88,12 +103,9 @@ class EuclideanRows:
         return EuclideanRows(self.X[rows])
 
     def search(self, k: int, queries: Indices | None, n_jobs: int | None) -> Found:
-        searcher = NearestNeighbors(n_neighbors=k, n_jobs=n_jobs).fit(self.X)
-        if queries is None:
-            distances, indices = searcher.kneighbors()
-            return indices, distances
-        distances, indices = searcher.kneighbors(self.X[queries], n_neighbors=k + 1)
-        return without_self(indices, queries, distances)
+        own = np.arange(len(self)) if queries is None else queries
+        indices, distances = finder(self.X, n_jobs)(self.X if queries is None else self.X[queries], k + 1)
+        return without_self(indices, own, distances)
 
     def coordinates(self) -> Any:
         return self.X
@@ -101,7 +113,7 @@ class EuclideanRows:
 
 def centered(X: Any) -> Any:
     """X, moved to zero if it lies far from it: squared distances taken as |x|^2 - 2 x y + |y|^2 lose the digits that |x|^2 needs."""
-    if sparse.issparse(X) or X.dtype != np.float64 or not X.size:
+    if sparse.issparse(X) or X.dtype != np.float64 or has_few_columns(X) or not X.size:
         return X
     low, high = X.min(axis=0), X.max(axis=0)
     center = low + (high - low) / 2

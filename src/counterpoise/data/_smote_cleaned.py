@@ -19,10 +19,9 @@ import numpy.typing as npt
 from imblearn.over_sampling.base import BaseOverSampler
 from scipy import sparse
 from sklearn.base import clone
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils._param_validation import HasMethods
 
-from ._neighbors import centered, without_self
+from ._neighbors import centered, finder, has_few_columns, without_self
 from ._smote import SMOTE
 from ._synthetic import TableSampler
 
@@ -32,7 +31,6 @@ Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 EDITED_NEIGHBORS = 3  # Wilson 1972; imbalanced-learn's
 QUERIES = 8192
-TREE_COLUMNS = 15  # scikit-learn searches a tree up to here, and takes the products of all rows above
 
 
 class _CleanedSMOTE(TableSampler):
@@ -92,7 +90,7 @@ class SMOTETomek(_CleanedSMOTE):
     tomek : cleaner with ``sample_indices_``, optional
         Such as imbalanced-learn's ``TomekLinks(sampling_strategy="majority")``, in place of the faster search used by default.
     n_jobs : int, optional
-        Threads of the neighbor search where scikit-learn's does not use all by itself.
+        As in :class:`SMOTE`.
 
     Attributes
     ----------
@@ -212,7 +210,7 @@ def tomek_links(X: Any, y: npt.NDArray[Any], pairs: Indices, n_jobs: int | None 
 def among_their_own(X: Any, y: npt.NDArray[Any], k: int, pairs: Indices, n_jobs: int | None = None) -> Mask:
     """Mask (n,) of rows whose k nearest rows are all of their class."""
     X, k = centered(X), min(k, len(y) - 1)
-    if not sparse.issparse(X) and X.shape[1] <= TREE_COLUMNS:
+    if has_few_columns(X):
         # In a tree a rival far away takes longer to find than the nearest rows of any class.
         return np.asarray((y[_closest(X, None, np.arange(len(y)), k, n_jobs, exclude_self=True)] == y[:, None]).all(axis=1))
     stays = np.ones(len(y), dtype=bool)
@@ -271,10 +269,10 @@ def _parts(n: int) -> Iterator[slice]:
 
 def _closest(X: Any, pool: Indices | None, queries: Indices, k: int, n_jobs: int | None, exclude_self: bool = False) -> Indices:
     """(q, k) rows of the pool (default all) nearest to each row asked for, nearest first."""
-    searcher = NearestNeighbors(n_neighbors=k + exclude_self, n_jobs=n_jobs).fit(X if pool is None else X[pool])
+    find = finder(X if pool is None else X[pool], n_jobs)
     found = np.empty((len(queries), k), dtype=np.intp)
     for part in _parts(len(queries)):  # in parts, so that the rows asked for are not all copied
-        near = searcher.kneighbors(X[queries[part]], return_distance=False)
+        near = find(X[queries[part]], k + exclude_self)[0]
         near = near if pool is None else pool[near]
         found[part] = without_self(near, queries[part])[0] if exclude_self else near
     return found

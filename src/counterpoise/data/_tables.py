@@ -90,7 +90,8 @@ def as_dtype(table: Any, dtype: str, columns: Sequence[int] | None = None) -> An
 def extend(table: Any, new: Any, kept: npt.NDArray[np.intp] | None = None) -> Any:
     """The rows of ``table`` - only those at ``kept`` if given - followed by ``new``, in the type, names and dtypes of the table.
 
-    ``new`` is a matrix, or a list with one array or series per column. Floats are rounded on their way into a column of integers or booleans.
+    ``new`` is a matrix, or a list with one array or series per column. Floats are rounded on
+    their way into a column of integers or booleans.
     """
     if is_pandas(table):
         return _extend_pandas(table, new, kept)

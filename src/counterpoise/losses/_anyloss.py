@@ -428,7 +428,9 @@ class _Column(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, o: _Options) -> Tensor:
         ctx.options = o
         ctx.save_for_backward(input, target, weight)
-        y = target.reshape(-1).to(input.dtype)
+        y = target.reshape(-1)
+        if y.dtype != input.dtype:
+            y = y.to(input.dtype)
         if not _are_labels(y) or weight is not None:
             _check_values(input, target, y, weight, False, o)
         L = _slope(input, o)
@@ -450,7 +452,7 @@ class _Column(torch.autograd.Function):
         loss = METRICS[str(o.metric)]
         by_tp, by_fp = loss(complex(tp, STEP), fp, pos, neg, o), loss(tp, complex(fp, STEP), pos, neg, o)
         up, down = L * by_tp.imag / STEP, L * by_fp.imag / STEP
-        gradient = (y * (up - down)).add_(down)
+        gradient = torch.rsub(y, down, alpha=down - up)  # y up + (1 - y) down
         if weight is not None:
             gradient.mul_(w)
         ctx.gradient = _sigmoid_backward(_sigmoid_backward(gradient, h), p).reshape(input.shape)

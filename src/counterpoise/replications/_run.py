@@ -95,10 +95,10 @@ def run_paper(
     """Run one paper's module; time and environment are added to what it returns."""
     store = None if folder is None else folder / "work" / f"{paper.slug}.jsonl"
     started = time.perf_counter()
-    result: Replication = module_of(paper).run(
-        seeds=None if seeds is None else tuple(seeds), quick=quick, data_dir=data_dir, work=Work(store, jobs, say)
-    )
-    return replace(result, seconds=round(time.perf_counter() - started, 1), environment=environment(), quick=quick)
+    work = Work(store, jobs, say)
+    result: Replication = module_of(paper).run(seeds=None if seeds is None else tuple(seeds), quick=quick, data_dir=data_dir, work=work)
+    seconds = max(work.seconds, time.perf_counter() - started)
+    return replace(result, seconds=round(seconds, 2), environment=environment(), quick=quick)
 
 
 def environment() -> dict[str, str]:

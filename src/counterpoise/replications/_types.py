@@ -117,7 +117,8 @@ class Replication:
         notes: sentences that a reader needs beside the findings: what helped no one, what costs, what surprised.
         tables: title -> rows (list of dicts, all with the same keys) behind the findings.
         figure: the picture.
-        seconds: wall time. environment: versions and machine. seeds: as run. quick: a smoke run, whose verdicts do not count.
+        seconds: computing time, added up over processes. environment: versions and machine. seeds: as run.
+        quick: a smoke run, whose verdicts do not count.
     """
 
     slug: str

@@ -336,12 +336,14 @@ def _figure(rows: Sequence[Row]) -> Figure:
                     plain = float(np.mean([r[metric] for r in rows_where(rows, data=data, arm="bce")]))
                     middle = bottom + row_height * (len(SETS) - 0.5 - row)
                     fig.text(10 / plots.WIDTH, (middle + 9) / height, data, va="center")
-                    looks_small = {"color": plots.MUTED, "fontsize": plots.TEXT - 1.5}
-                    fig.text(10 / plots.WIDTH, (middle - 10) / height, f"cross-entropy: F1 {plain:.2f}", va="center", **looks_small)
-            ax.set_xlim(-0.3, 0.5)
+                    small: dict[str, Any] = {"color": plots.MUTED, "fontsize": plots.TEXT - 1.5}
+                    fig.text(10 / plots.WIDTH, (middle - 10) / height, f"cross-entropy: F1 {plain:.2f}", va="center", **small)
+            ax.set_xlim(-0.3, 0.55)
             ax.set_xlabel(f"{_NAMES[metric]}, difference")
             ax.set_title(f"{_NAMES[metric]}", loc="left", fontsize=plots.TEXT, color=plots.INK, pad=6)
-        fig.text(10 / plots.WIDTH, 1 - 14 / height, "Against cross-entropy decided at 0.5", va="center", weight="bold")
+        fig.text(
+            10 / plots.WIDTH, 1 - 14 / height, "Difference to cross-entropy decided at 0.5, 95 % intervals", va="center", weight="bold"
+        )
         x = 10.0
         for color, marker, word in ((plots.BLUE, "o", "AnyLoss for the metric of the column"), *looks.values()):
             fig.text(x / plots.WIDTH, 1 - 36 / height, {"o": "●", "|": "❙", "D": "◆"}[marker], va="center", color=color)

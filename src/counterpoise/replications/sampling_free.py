@@ -344,9 +344,8 @@ def _notes(chosen: Sequence[Row]) -> tuple[str, ...]:
     ratios = [row for row in chosen if row["arm"] == "bias-guided"]
     return (
         f"Guided scaling multiplied the classification gradient by {_median(ratios, 'first_ratio'):.2g} at the first step and by "
-        f"{_median(ratios, 'last_ratio'):.2g} at the end (medians, from the prior): as the localization loss falls, the classifier stops "
-        "learning, at any of the learning rates. Localization is easy here; where its loss stays larger, the ratio does. floor= keeps the "
-        "ratio above a value.",
+        f"{_median(ratios, 'last_ratio'):.2g} at the end (medians, from the prior): the step of the classifier falls with the "
+        "localization loss. Localization is easy here; where its loss stays larger, the ratio does, and floor= keeps it above a value.",
         "Setting the bias is one line, costs nothing and has no knob. It is for cross-entropy and its relatives; a loss whose gradient "
         "vanishes at small probabilities, such as one of the confusion matrix, must not start there.",
         "Learning rates chosen on validation: "
