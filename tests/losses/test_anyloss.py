@@ -316,6 +316,19 @@ def test_everything_wrong_has_a_finite_gradient(metric) -> None:
     assert value == pytest.approx(2.0 if metric == "mcc" else 1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_is_not_hidden(batch, name) -> None:
+    logits = batch[0].clone()
+    logits[3] = torch.nan
+    for loss in (AnyLoss(name), AnyLoss(name, soft_targets=True)):  # the usual case and the general one
+        assert torch.isnan(loss(logits, batch[1]))
+
+
+def test_a_mask_is_a_weight(batch) -> None:
+    mask = torch.arange(40) % 3 > 0
+    torch.testing.assert_close(AnyLoss()(*batch, mask), AnyLoss()(batch[0][mask], batch[1][mask]))
+
+
 @pytest.mark.parametrize("metric", [*NAMES, youden])
 def test_one_row_of_classes(metric) -> None:
     value_and_gradient(AnyLoss(metric), torch.tensor([[0.5, -1.0, 2.0]]), torch.tensor([1]))

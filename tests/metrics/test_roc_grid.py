@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from counterpoise._errors import InputError
+from counterpoise._seeding import generator
 from counterpoise.metrics import RocGrid, roc_convex_hull, smote_undersample_grid
 from counterpoise.metrics._roc_grid import hull_gain
 
@@ -125,23 +126,51 @@ def test_hulls_areas_and_frame(grid) -> None:
     )
 
 
-def test_gain_is_the_difference_of_the_hulls_with_an_interval_around(grid) -> None:
+def test_gain_is_measured_on_rows_that_did_not_choose(grid) -> None:
     gain = grid.gain(draws=200)
-    assert gain.estimate == pytest.approx(grid.hulls["smote+under"].area - grid.hulls["under"].area)
-    assert gain.low < gain.high and gain == grid.gain(draws=200) != grid.gain(draws=200, random_state=1)
+    # By hand, with the same parts.
+    rng = generator(0, "hull-gain")
+    part = np.empty(400, dtype=int)
+    for rows in (grid.positive, ~grid.positive):
+        part[rows] = rng.permutation(rows.sum()) % 5
+    areas = []
+    for columns in (grid.over > 0, grid.over == 0):
+        said = grid.predicted[:, columns]
+        for k in range(5):
+            here = part == k
+            fpr, tpr = (said[~here & rows].mean(axis=0) for rows in (~grid.positive, grid.positive))
+            chosen = [index for index in roc_convex_hull(fpr, tpr).index if index >= 0]
+            fpr, tpr = (said[here & rows].mean(axis=0)[chosen] for rows in (~grid.positive, grid.positive))
+            areas.append(np.trapezoid(np.r_[0, tpr, 1], np.r_[0, fpr, 1]))
+    assert gain.estimate == pytest.approx(np.mean(areas[:5]) - np.mean(areas[5:]))
+    assert gain.low < gain.estimate < gain.high
+    assert gain == grid.gain(draws=200) != grid.gain(draws=200, random_state=1)
     narrow = grid.gain(draws=200, level=0.5)
     assert gain.low < narrow.low < narrow.high < gain.high
 
 
-def test_more_points_make_a_larger_hull_by_chance_alone() -> None:
-    """Decisions that are noise: the hull of 60 columns beats that of 3, and one of 60 others does not."""
-    rng = np.random.default_rng(0)
+def test_more_points_of_noise_are_no_gain() -> None:
+    """The hull of 60 columns of noise is larger than that of 3, on the rows it was made of."""
     positive = np.arange(400) < 60
-    noise = rng.random((400, 63)) < rng.random(63)
-    more = hull_gain(positive, noise[:, :60], noise[:, 60:], draws=200)
-    same = hull_gain(positive, noise[:, :30], noise[:, 30:60], draws=200)
-    assert more.estimate > 0.02 and more.low > 0
-    assert same.low < 0 < same.high
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        noise = rng.random((400, 63)) < rng.random(63)
+        fpr, tpr = noise[~positive].mean(axis=0), noise[positive].mean(axis=0)
+        assert roc_convex_hull(fpr[:60], tpr[:60]).area > roc_convex_hull(fpr[60:], tpr[60:]).area + 0.02
+        gain = hull_gain(positive, noise[:, :60], noise[:, 60:], draws=100)
+        assert gain.low < 0 < gain.high
+
+
+def test_a_gain_that_is_there_is_found() -> None:
+    rng = np.random.default_rng(0)
+    positive = np.arange(600) < 100
+    score = 1.5 * positive[:, None] + rng.normal(size=(600, 2))
+    sharp, dull = score[:, :1] > np.linspace(-1, 3, 6), score[:, 1:] + 1.5 * rng.normal(size=(600, 1)) > np.linspace(-1, 3, 6)
+    gain = hull_gain(positive, sharp, dull, draws=200)
+    assert gain.low > 0.02
+    # Differences add up.
+    third = hull_gain(positive, dull, sharp, draws=200)
+    assert third == pytest.approx((-gain.estimate, -gain.high, -gain.low))
 
 
 def test_seeds_repeat_and_reach_the_estimator(problem) -> None:

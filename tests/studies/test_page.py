@@ -103,12 +103,16 @@ def test_who_holds_what_the_ranking_can_still_gain(study: Study, view: StudyView
     assert table.shares and "choose by AUROC" in table.note
     assert sum(row.auroc_share for row in table.rows) == pytest.approx(1)
     assert sum(row.precision_share for row in table.rows) == pytest.approx(1)
-    # Each repair is worth the same to AUROC: shares are those of positives with a negative right above them.
+    # To AUROC every repair in a fold is worth the same: a group has as many as it has positives with a negative right above them.
     scores, _ = study.scores_of(study.recommendation.learner, study.recommendation.arm)
-    order = np.argsort(-scores[0], kind="stable")
-    y, ids = study.problem.y[study.splits.rows][order], study.groups["city"].ids[order]
-    mistakes = np.flatnonzero((y[1:] == 1) & (y[:-1] == 0)) + 1
-    share = np.bincount(ids[mistakes], minlength=2) / len(mistakes)
+    gain = np.zeros(2)
+    for fold in range(3):
+        rows = np.flatnonzero(study.splits.folds(0)[study.splits.rows] == fold)
+        rows = rows[np.argsort(-scores[0][rows], kind="stable")]
+        y, ids = study.problem.y[study.splits.rows][rows], study.groups["city"].ids[rows]
+        mistakes = np.flatnonzero((y[1:] == 1) & (y[:-1] == 0)) + 1
+        gain += np.bincount(ids[mistakes], minlength=2) / (y.sum() * (1 - y).sum())
+    share = gain / gain.sum()
     names = study.groups["city"].names
     assert {row.name: row.auroc_share for row in table.rows} == pytest.approx(dict(zip(names, share, strict=True)), abs=1e-9)
 

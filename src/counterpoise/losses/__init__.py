@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
+    from . import functional as functional
     from ._anyloss import AnyLoss as AnyLoss
     from ._anyloss import SoftConfusion as SoftConfusion
     from ._anyloss import amplify as amplify
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = attach(
         "amplify": "_anyloss",
         "class_weights": "_class_weights",
         "dequity_weight": "_weighted",
+        "functional": "functional",
         "soft_confusion": "_anyloss",
     },
 )

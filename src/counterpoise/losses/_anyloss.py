@@ -352,7 +352,7 @@ def _jaccard(tp: T, fp: T, pos: T, neg: T, o: _Options) -> T:
 def _at_least(x: T, low: float) -> T:
     if isinstance(x, Tensor):
         return x.clamp(min=low)
-    return x if x.real >= low else low
+    return low if x.real < low else x  # NaN stays
 
 
 METRICS: dict[str, Callable[[Any, Any, Any, Any, _Options], Any]] = {
@@ -571,7 +571,7 @@ def _check_values(scores: Tensor, target: Tensor, y: Tensor, weight: Tensor | No
             bad_input("target", _first(y, ~((y >= 0) & (y <= 1))), "values in [0, 1]")
     elif not _are_labels(y):
         bad_input("target", _first(y, (y != 0) & (y != 1)), "0 or 1", "soft_targets=True takes what lies between.")
-    if weight is not None and _outside(weight, 0, LARGEST):
+    if weight is not None and _outside(weight.to(y.dtype), 0, LARGEST):
         bad_input("weight", "a negative or infinite weight", "finite weights >= 0")
     if o.check_finite and not bool(scores.isfinite().all()):
         bad_input("input", f"{int((~scores.isfinite()).sum())} values that are not finite", "finite numbers")

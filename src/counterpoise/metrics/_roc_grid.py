@@ -25,7 +25,7 @@ from counterpoise._stats import Design
 
 from ._compare import MetricInterval
 from ._inputs import BoolArray, FloatArray, IntArray
-from ._roc_hull import Hull, roc_convex_hull
+from ._roc_hull import CORNERS, Hull, hull_positions, roc_convex_hull
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,6 +34,7 @@ __all__ = ["RocGrid", "hull_gain", "smote_undersample_grid"]
 
 OVER = (0, 50, 100, 200, 300, 400, 500)  # the amounts of the paper, in percent
 UNDER = (10, 15, 25, 50, 75, 100, 125, 150, 175, 200, 300, 400, 500, 600, 700, 800, 1000, 2000)
+PARTS = 5  # of the tested rows: vertices are chosen on all but one and measured on that one
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +90,11 @@ class RocGrid:
         return float(np.trapezoid(tpr, fpr))
 
     def gain(self, draws: int = 1000, random_state: int = 0, level: float = 0.95) -> MetricInterval:
-        """Hull area of SMOTE with under-sampling minus that of under-sampling alone, with its interval (percentile bootstrap over rows).
+        """What SMOTE adds to under-sampling: the difference in hull area on rows that had no part in choosing the vertices.
 
-        It is about other test rows and these models. The hull of more points is larger by chance alone, and with the default amounts SMOTE
-        has six times as many: give under-sampling as many points, by other seeds, before believing a small gain.
+        The hull of more points is larger by chance alone, and with the default amounts SMOTE has six times as many. So the tested rows are
+        cut into five parts at random, the vertices of each hull are found on four and measured on the fifth, in turn. The interval is a
+        percentile bootstrap over rows, in which that is done anew; it is about other rows and these models.
         """
         if not (self.over == 0).any() or not (self.over > 0).any():
             bad_input("over", np.unique(self.over).tolist(), "a grid with amount 0 and with others")
@@ -226,22 +228,49 @@ def smote_undersample_grid(
 def hull_gain(
     positive: BoolArray, first: BoolArray, second: BoolArray, draws: int = 1000, random_state: int = 0, level: float = 0.95
 ) -> MetricInterval:
-    """Hull area of the decisions ``first`` (n, P) minus that of ``second`` (n, Q): percentile bootstrap over rows, class sizes kept."""
+    """Hull area of the decisions ``first`` (n, P) minus that of ``second`` (n, Q), as in :meth:`RocGrid.gain`."""
     check_range("draws", draws, low=100, integer=True)
     check_range("level", level, low=0.5, high=1.0)
-    both = np.hstack([first, second]).astype(np.float64)
-    design = Design(positive)
+    parts = min(PARTS, int(positive.sum()), int((~positive).sum()))
+    if parts < 2:
+        bad_input("y", f"{int(positive.sum())} positive and {int((~positive).sum())} negative rows", "at least two of each")
+    rng = generator(random_state, "hull-gain")
+    part = np.empty(len(positive), dtype=np.int64)
+    for rows in (positive, ~positive):
+        part[rows] = rng.permutation(int(rows.sum())) % parts
+    decisions = [said.astype(np.float64) for said in (first, second)]
 
-    def gains(weights: FloatArray) -> Iterator[float]:
-        false, true = ((weights[:, rows] @ both[rows]) / rows.sum() for rows in (~positive, positive))
-        for fpr, tpr in zip(np.clip(false, 0, 1), np.clip(true, 0, 1), strict=True):
-            cut = first.shape[1]
-            yield roc_convex_hull(fpr[:cut], tpr[:cut]).area - roc_convex_hull(fpr[cut:], tpr[cut:]).area
+    def gains(weights: FloatArray) -> FloatArray:
+        one, other = (_area_on_other_rows(_rates(said, positive, part, parts, weights)) for said in decisions)
+        return one - other
 
     (estimate,) = gains(np.ones((1, len(positive))))
-    drawn = [gain for weights in design.resamples(int(draws), generator(random_state, "hull-gain")) for gain in gains(weights)]
+    design = Design(2 * part + positive)  # classes keep their sizes in every part
+    drawn = np.concatenate([gains(weights) for weights in design.resamples(int(draws), rng)])
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return MetricInterval(estimate, float(low), float(high))
+    return MetricInterval(float(estimate), float(low), float(high))
+
+
+def _rates(said: FloatArray, positive: BoolArray, part: IntArray, parts: int, weights: FloatArray) -> FloatArray:
+    """(b, parts, 2, P, 2): for each row of weights and each part the points (fpr, tpr), outside the part and inside it."""
+    counts = np.empty((len(weights), parts, 2, said.shape[1] + 1))  # rows predicted positive, and (last column) all rows
+    for k in range(parts):
+        for label in (0, 1):
+            rows = (part == k) & (positive == bool(label))
+            drawn = weights[:, rows]
+            counts[:, k, label, :-1], counts[:, k, label, -1] = drawn @ said[rows], drawn.sum(axis=1)
+    both = np.stack([counts.sum(axis=1, keepdims=True) - counts, counts], axis=2)
+    return np.asarray(np.moveaxis(np.clip(both[..., :-1] / both[..., -1:], 0.0, 1.0), 3, -1))
+
+
+def _area_on_other_rows(rates: FloatArray) -> FloatArray:
+    """(b,) area under the curve inside a part through the vertices found outside it, mean over the parts; rates (b, parts, 2, P, 2)."""
+    areas = np.empty(rates.shape[:2])
+    for at in np.ndindex(areas.shape):
+        outside, inside = rates[at]
+        fpr, tpr = np.concatenate([inside, CORNERS])[hull_positions(outside)].T
+        areas[at] = np.trapezoid(tpr, fpr)
+    return np.asarray(areas.mean(axis=1))
 
 
 def _fold(

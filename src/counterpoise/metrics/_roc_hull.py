@@ -27,9 +27,10 @@ from ._inputs import FloatArray, IntArray
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Hull", "OperatingPoint", "roc_convex_hull"]
+__all__ = ["CORNERS", "Hull", "OperatingPoint", "hull_positions", "roc_convex_hull"]
 
-NEVER, ALWAYS = "predict no row", "predict every row"  # the classifiers that need no learning, at (0, 0) and (1, 1)
+NEVER, ALWAYS = "predict no row", "predict every row"  # the classifiers that need no learning
+CORNERS = np.array([[0.0, 0.0], [1.0, 1.0]])  # where they lie
 _TIE = 1e-12  # costs closer than this differ by rounding
 
 
@@ -152,15 +153,19 @@ def roc_convex_hull(fpr: npt.ArrayLike, tpr: npt.ArrayLike, labels: Sequence[Any
     names = list(range(len(points))) if labels is None else list(labels)
     if len(names) != len(points):
         bad_input("labels", f"{len(names)} labels", f"one for each of the {len(points)} points")
-    # The corner (1, 0) makes the region under the hull two-dimensional, whatever the points are.
-    corners = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
-    unique, first = np.unique(np.concatenate([points, corners]), axis=0, return_index=True)
-    kept = np.sort(ConvexHull(unique).vertices)  # positions in the order of (fpr, tpr)
-    kept = kept[(unique[kept] != [1.0, 0.0]).any(axis=1)]
-    index = np.where(first[kept] < len(points), first[kept], -1)
+    kept = hull_positions(points)
+    vertices = np.concatenate([points, CORNERS])[kept]
+    index = np.where(kept < len(points), kept, -1)
     own = [*names, NEVER, ALWAYS]
-    vertices = unique[kept]
-    return Hull(vertices[:, 0], vertices[:, 1], index.astype(np.int64), tuple(own[position] for position in first[kept]))
+    return Hull(vertices[:, 0], vertices[:, 1], index.astype(np.int64), tuple(own[position] for position in kept))
+
+
+def hull_positions(points: FloatArray) -> IntArray:
+    """Positions of the vertices, from (0, 0) to (1, 1), among ``points`` (m, 2) followed by these two corners."""
+    # The corner (1, 0) makes the region under the hull two-dimensional, whatever the points are.
+    unique, first = np.unique(np.concatenate([points, CORNERS, [[1.0, 0.0]]]), axis=0, return_index=True)
+    kept = np.sort(ConvexHull(unique).vertices)  # in the order of (fpr, tpr)
+    return np.asarray(first[kept[(unique[kept] != [1.0, 0.0]).any(axis=1)]], dtype=np.int64)
 
 
 def _rates(argument: str, values: npt.ArrayLike) -> FloatArray:

@@ -296,7 +296,7 @@ def _findings(
         claim["identity"].holds(
             worst <= IDENTITY_ERROR,
             f"Largest difference to scikit-learn {worst:.1e} over {len(identities)} models, three ways to write their scores, up to "
-            f"{tied:.0%} of the rows tied.",
+            f"{tied:.1%} of the rows sharing a score with an earlier one.",
             estimate=worst,
         ),
         claim["mistakes"].holds(
@@ -450,6 +450,7 @@ def _figure(swap: Row, drifts: Sequence[Row]) -> Figure:
             if np.isfinite([low, high]).all():
                 right.plot([low, high], [row, row], color=color, lw=3, solid_capstyle="butt")
             right.plot(estimate, row, "o", ms=9, color=color, mec=plots.PAPER, mew=1)
+        right.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
         right.set_xlabel("extra AUROC, thousandths")
         fig.text(388 / plots.WIDTH, 1 - 14 / height, f"Whom {FIXES} repairs serve, guided by", va="center", weight="bold")
         words = "right of 0: the group with more positives gains more"

@@ -263,12 +263,20 @@ def _shares_of_gain(study: Study, learner: str, arm: str, groups: Groups) -> dic
     if study.problem.task != "binary":
         return {}
     scores = study.scores_of(learner, arm)[0][0]  # of the first repeat: each row scored once by a model that had not seen it
-    tested = ~np.isnan(scores)
-    part = Groups(groups.ids[tested], groups.names, groups.kind)
-    found = mistake_leverage(study.problem.y[study.splits.rows][tested], scores[tested], part).by_group
-    if found is None or not found["mistakes"].sum():
+    y, folds = study.problem.y[study.splits.rows], study.splits.folds(0)[study.splits.rows]
+    gains = dict.fromkeys(groups.names, np.zeros(2))
+    for fold in range(study.protocol.folds):  # scores of different models are not one ranking
+        rows = np.flatnonzero((folds == fold) & ~np.isnan(scores))
+        if len(np.unique(y[rows])) < 2:
+            continue
+        found = mistake_leverage(y[rows], scores[rows], Groups(groups.ids[rows], groups.names, groups.kind)).by_group
+        for row in [] if found is None else found.iter_rows(named=True):
+            if row["group"] in gains:
+                gains[row["group"]] = gains[row["group"]] + np.array([row["gain_auroc"], row["gain_auprc"]])
+    whole = np.sum(list(gains.values()), axis=0)
+    if not (whole > 0).all():
         return {}
-    return {row["group"]: (row["auroc_share"], row["auprc_share"]) for row in found.iter_rows(named=True)}
+    return {name: (float(gain[0] / whole[0]), float(gain[1] / whole[1])) for name, gain in gains.items()}
 
 
 def _ranges(study: Study, learner: str, arm: str) -> view.RangesTable:

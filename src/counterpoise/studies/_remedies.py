@@ -299,8 +299,10 @@ def drawn_by(sampler: Any, training: TrainingRows) -> Draw:
     """What one of our resamplers made of the rows: those it kept, to the last digit, and those it invented."""
     X, y = resampled(sampler, training)
     invented = np.asarray(sampler.synthetic_mask_)
-    kept = np.asarray(getattr(sampler, "sample_indices_", np.arange(len(training.y))), dtype=np.int64)
-    return Draw(kept[: int((~invented).sum())], X[invented], y[invented])
+    n = len(training.y)
+    # Cleaners name what they kept of real and invented rows together, those for regression the real rows alone; the others keep all.
+    kept = np.asarray(getattr(sampler, "kept_indices_", getattr(sampler, "sample_indices_", np.arange(n))), dtype=np.int64)
+    return Draw(kept[kept < n], X[invented], y[invented])
 
 
 def resampled(sampler: Any, training: TrainingRows) -> tuple[npt.NDArray[np.floating], npt.NDArray[Any]]:
