@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,12 @@ def test_public_names_are_listed_and_found() -> None:
     assert counterpoise.Groups.__module__ == "counterpoise.groups"
     with pytest.raises(AttributeError, match="module 'counterpoise' has no attribute 'group'"):
         counterpoise.group  # noqa: B018
+
+
+def test_every_room_is_an_attribute_of_the_package() -> None:
+    folder = Path(counterpoise.__file__).parent
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py") if not path.parent.name.startswith("_")} - {"cli"}
+    assert rooms == counterpoise._ROOMS
+    script = "import counterpoise; print(counterpoise.losses.FocalLoss.__name__, counterpoise.nn.init.prior_bias_.__name__)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said == "FocalLoss prior_bias_\n"

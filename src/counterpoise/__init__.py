@@ -19,9 +19,14 @@ __version__ = "0.1.0"
 __all__ = ["CounterpoiseError", "Groups", "Study", "__version__", "study"]
 
 _HOMES = {"CounterpoiseError": "_errors", "Groups": "groups", "Study": "studies", "study": "studies"}
+_ROOMS = frozenset(
+    ["data", "datasets", "decisions", "diagnostics", "engines", "losses", "metrics", "nn", "replications", "report", "schedules", "studies"]
+)  # imported when first used, so that ``counterpoise.losses.FocalLoss`` works after ``import counterpoise``
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -249,3 +249,10 @@ def test_states_of_other_samplers_are_refused() -> None:
         sampler.load_state_dict(sampler.state_dict() | {"position": 1.5})
     with pytest.raises(InputError, match="epoch: got -1; expected an integer >= 0"):
         sampler.set_epoch(-1)
+
+
+def test_it_says_what_it_draws() -> None:
+    sampler = BalancedClassSampler(["ok"] * 950 + ["fault"] * 50, num_samples=1200)
+    assert repr(sampler) == "BalancedClassSampler(1,200 of 1,000 examples a pass, with replacement; fault: 0.5, ok: 0.5)"
+    many = BalancedClassSampler(list(range(9)), replacement=False)
+    assert repr(many).endswith("without replacement; 0: 0.11, 1: 0.11, 2: 0.11, 3: 0.11, 4: 0.11, 5: 0.11 and 3 more)")

@@ -193,3 +193,9 @@ def test_layers_and_priors_that_do_not_fit_are_refused(module, prior, link, mess
 def test_the_module_is_found_through_its_room() -> None:
     assert counterpoise.nn.init is importlib.import_module("counterpoise.nn.init")
     assert dir(counterpoise.nn) == counterpoise.nn.__all__ and "init" in counterpoise.nn.__all__
+
+
+def test_a_classifier_without_background_is_told_so() -> None:
+    with pytest.raises(InputError, match="takes background=None"):
+        estimate_prior(torch.tensor([0, 1, 1, 0]), num_classes=2)
+    assert estimate_prior(torch.tensor([0, 1, 1, 1]), num_classes=2, background=None).shares.tolist() == [0.25, 0.75]

@@ -73,6 +73,7 @@ def test_phase_2_moves_the_head_alone_and_needs_no_threshold_after_full_balance(
     first, second = found["phase1"], found["phase2"]
     assert first["corrected"] == first["accuracy"], "the prior that training saw is uniform"
     assert second["accuracy"] != first["accuracy"]
+    assert 0.45 < first["are_rare"] < 0.55 and 0 <= first["said_rare"] <= 1
     assert "phase2" not in study._train(study.HARD, "nothing", 0, **SMALL)
     for scores in (first, second):
         assert scores["corrected_auc"] == pytest.approx(scores["auc"], abs=1e-12), "thresholds do not change a ranking"
@@ -93,7 +94,7 @@ def rows_with(**changes: float) -> list[dict]:
         for arm in arms if len(draws) > 1 else ["nothing"]:
             for seed in range(3):
                 row = {"problem": problem, "seed": seed, "arm": arm, "images": 420, "tested": 899}
-                row |= {"auc": 0.9 + seed / 100, "accuracy": 0.8 + seed / 50, "loss": 0.5 - seed / 10}
+                row |= {"auc": 0.9 + seed / 100, "accuracy": 0.8 + seed / 50, "loss": 0.5 - seed / 10, "said_rare": 0.4, "are_rare": 0.5}
                 for name, change in changes.items():
                     metric, _, of = name.partition("_")
                     if of == arm.replace(" ", "_").replace("-", "_"):
@@ -135,6 +136,16 @@ def test_harm_is_said_in_the_first_note_and_in_the_findings() -> None:
 def test_differences_are_paired_by_seed() -> None:
     rows = rows_with(auc_over=0.02)
     assert study.difference(rows, "auc", "over") == pytest.approx(mean_interval([0.02, 0.022, 0.024]))
-    wide = study._wider(rows, "auc", "over", study.HARD)
-    half = mean_interval([0.02, 0.022, 0.024])[2] - 0.022
-    assert wide == f"{0.022 - half * np.sqrt(1 + 3 * 899 / 420):+.4f} to {0.022 + half * np.sqrt(1 + 3 * 899 / 420):+.4f}"
+    half = (mean_interval([0.02, 0.022, 0.024])[2] - 0.022) * np.sqrt(1 + 3 * 899 / 420)
+    assert study.wider(rows, "auc", "over") == pytest.approx((0.022, 0.022 - half, 0.022 + half))
+
+
+def test_notes_say_what_was_seen() -> None:
+    rows = rows_with(accuracy_over_twice=0.03, accuracy_over=0.01, accuracy_under_redrawn=0.05, auc_under=-0.02)
+    text = " ".join(study._notes(rows))
+    assert "raised accuracy here: +0.022 (" in text and "40% of the test images are taken for a rare class, and 50% are" in text
+    assert "keeping other images in every pass is worth +0.055 (" in text
+    assert "2 of the 2 differences to doing nothing that exclude 0 at mu 0.5, rho 20 still do: accuracy of over-sampling;" in text
+    rows = rows_with(accuracy_over_twice=-0.03)
+    text = " ".join(study._notes(rows))
+    assert "corrects twice: accuracy -0.033 (" in text and "0 of the 0 differences" in text

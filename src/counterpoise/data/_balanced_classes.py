@@ -117,6 +117,12 @@ class BalancedClassSampler(PassSampler[int]):
         else:
             self._codes, self._counts, self._quota = ids.astype(small), counts, target.astype(np.int64)
 
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name}: {share:.2g}" for name, share in list(zip(self.classes, self.effective_prior, strict=True))[:6])
+        more = f" and {len(self.classes) - 6} more" if len(self.classes) > 6 else ""
+        drawn = "with" if self.replacement else "without"
+        return f"BalancedClassSampler({self.num_samples:,} of {self._n:,} examples a pass, {drawn} replacement; {shares}{more})"
+
     def _stream(self, epoch: int, begin: int, end: int) -> Iterator[npt.NDArray[Any]]:
         if not self.replacement:
             chosen = self._under(epoch)

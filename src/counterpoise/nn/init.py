@@ -116,7 +116,10 @@ def estimate_prior(
     total = int(counts.sum())
     if not total or (missing and not min_count):
         found = f"no label of class {listing(missing)} among {total:,}"
-        bad_input("labels", found, "labels of every class", "min_count=1 counts every class at least once." if total else "")
+        hint = "min_count=1 counts every class at least once."
+        if background == 0 and missing == [n_labels - 1]:
+            hint += " A classifier without a background class, with labels 0..K-1, takes background=None."
+        bad_input("labels", found, "labels of every class", hint if total else "")
     smoothed = counts.clamp(min=min_count).double()
     shares = smoothed / smoothed.sum()
     per_class = shares[classes]
