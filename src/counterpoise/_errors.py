@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from typing import Any, NoReturn
 
@@ -56,6 +57,8 @@ def check_range(
     bounds = _interval(low, high, open_low)
     if isinstance(value, bool) or not _is_number(value, integer):
         bad_input(argument, value, f"{kind}{bounds}")
+    if not math.isfinite(value):
+        bad_input(argument, value, f"a finite number{bounds}")
     if not (low < value if open_low else low <= value) or not value <= high:
         bad_input(argument, value, f"{kind}{bounds}")
 

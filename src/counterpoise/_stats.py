@@ -25,6 +25,7 @@ __all__ = [
     "jackknife",
     "max_t",
     "mean_interval",
+    "mean_of_shares",
     "nadeau_bengio",
     "paired_t",
     "placements",
@@ -353,3 +354,19 @@ def wilson(successes: npt.ArrayLike, n: npt.ArrayLike, level: float = 0.95) -> t
     half = z / (1 + z**2 / safe) * np.sqrt(share * (1 - share) / safe + z**2 / (4 * safe**2))
     low, high = np.clip(center - half, 0.0, 1.0), np.clip(center + half, 0.0, 1.0)
     return np.where(trials > 0, low, 0.0), np.where(trials > 0, high, 1.0)
+
+
+def mean_of_shares(shares: npt.ArrayLike, n: npt.ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    r"""(mean, low, high) of the mean of C independent shares, such as the recalls whose mean is the balanced accuracy.
+
+    The Wilson limits :math:`l_c, u_c` of each share :math:`p_c` of :math:`n_c` rows are combined by the MOVER rule (Zou and Donner 2008):
+    :math:`\bar p - \frac1C \sqrt{\sum_c (p_c - l_c)^2}` and :math:`\bar p + \frac1C \sqrt{\sum_c (u_c - p_c)^2}`. One share alone has its
+    Wilson limits. Unlike a bootstrap, it does not shrink to a point where no row was missed.
+
+    >>> [round(part, 3) for part in mean_of_shares([1.0, 1.0], [18, 357])]
+    [1.0, 0.912, 1.0]
+    """
+    p, trials = np.asarray(shares, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    low, high = wilson(p * trials, trials, level)
+    mean = float(p.mean())
+    return mean, mean - float(np.sqrt(((p - low) ** 2).sum())) / len(p), mean + float(np.sqrt(((high - p) ** 2).sum())) / len(p)

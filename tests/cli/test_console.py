@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from counterpoise._papers import papers
 from counterpoise.cli import _console
 from counterpoise.cli._console import ConsoleWatcher, TableRow, study_table
 from counterpoise.studies._types import Arm, Plan, Protocol
@@ -53,6 +54,8 @@ class FinishedStudy:
     protocol = Protocol("binary", primary="decisions")
     provisional: Sequence[str] = ("trees",)
     threshold_gain = "Moving the threshold alone, from 0.5: linear +0.057 balanced accuracy."
+    worst_groups: Sequence[str] = ("By [sex]: 1 of 2 groups too few to judge (fewer than 20 positives): no worst-group verdict.",)
+    detectable = "Measured after 1 repeat: 4 of 5 such studies would find a difference in balanced accuracy of 0.03 to 0.05."
     files: Mapping[str, Path] = {"report": Path("runs/a/report.html"), "model": Path("runs/a/model")}
     recommendation = SimpleNamespace(summary=lambda: "Use it: balanced-forest raises balanced accuracy by 0.03 (at least 0.01).")
 
@@ -117,7 +120,8 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         "Class 'no' is 97.7 % of the rows and 81 % of the step at the start of training.",
         "note: 3,338 rows are copies of another row.",
         "Plan: 3 arms, 5 repeats, 75 cells, 8 tuning trials in each, about 5 min.",
-        "The smallest difference that 4 of 5 such studies would find is about 0.042.",
+        "Before any fit, roughly: with linear, five repeats and few arms, 4 of 5 such studies would find a difference in balanced accuracy "
+        "of about 0.042; with more arms or fewer repeats it must be larger.",
         "Left out, the budget does not reach: mlp/over.",
         "Not applicable: linear/focal, trees/focal (needs a net).",
         "  1 %  1 of 75 cells",
@@ -180,10 +184,48 @@ def test_the_table_fits_and_nothing_is_cut(width: int) -> None:
 def test_questions_that_do_not_fit_are_left_to_the_report() -> None:
     for width, shown_questions in ((80, 3), (120, 3), (150, 4)):
         shown = console(width)
-        shown.print(study_table(ROWS, METRICS | {"groups": "recall"}, width=width))
+        judged = [ROWS[0] | {"values": ROWS[0]["values"] | {"groups": (0.01, -0.1, 0.12, "undecided")}}, *ROWS[1:]]
+        shown.print(study_table(judged, METRICS | {"groups": "recall"}, width=width))  # type: ignore[arg-type]
         text = shown.file.getvalue()  # type: ignore[attr-defined]
         assert ("groups" in text) == (shown_questions == 4) and "probabilities" in text
         assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_question_that_nobody_could_judge_has_no_column() -> None:
+    shown = console(150)
+    shown.print(study_table(ROWS, METRICS | {"groups": "worst_group_recall"}, width=150))
+    assert "groups" not in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_rope_can_be_told_from_the_differences() -> None:
+    close = row("smote", "linear", (0.00012, -0.0009, 0.0011, "undecided"), (0.004, -0.001, 0.009, "undecided"))
+    close["rope"] = {"decisions": 0.00017, "ranking": 0.005}
+    shown = console(80)
+    shown.print(study_table([close], METRICS, width=80))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "+0.00012 undecided" in text and "[-0.00090, +0.00110]" in text
+    assert "+0.0040 undecided" in text and "[-0.0010, +0.0090]" in text
+
+
+def test_groups_and_the_measured_power_are_said() -> None:
+    text = watch(ConsoleWatcher(console(100)))
+    assert text.count(FinishedStudy.detectable) == 1  # after the first repeat
+    after = text[text.index("Repeat 1 of 5") :]
+    assert after.index(FinishedStudy.detectable) < after.index("Repeat 2 of 5")
+    assert text.index("95 % intervals for all arms") < text.index(FinishedStudy.worst_groups[0]) < text.index("Moving the threshold alone")
+
+
+@pytest.mark.parametrize(("width", "whole"), [(80, False), (200, True)])
+def test_papers_have_a_title_on_every_terminal(monkeypatch: pytest.MonkeyPatch, width: int, whole: bool) -> None:
+    shown = console(width, terminal=True)
+    monkeypatch.setattr(_console, "_plain_console", lambda: shown)
+    _console.show_papers(papers())
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    smote = next(line for line in lines if line.startswith("23"))
+    assert ("SMOTE: Synthetic Minority Over-sampling Technique" in smote) == whole and "SMOTE: S" in smote
+    assert whole or "\N{HORIZONTAL ELLIPSIS}" in smote
+    assert [line[:2] for line in lines if line[:2].isdigit()] == [f"{paper.number:02d}" for paper in papers()]
 
 
 def test_a_long_table_says_what_is_left_out() -> None:

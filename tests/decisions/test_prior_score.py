@@ -166,3 +166,11 @@ def test_sample_weights_reach_the_estimator() -> None:
 def test_problems_it_cannot_decide_are_refused(prior, estimator, y, message) -> None:
     with pytest.raises(InputError, match=message):
         PriorScoreThreshold(prior).to_estimator(estimator).fit(np.arange(8.0).reshape(4, 2), y)
+
+
+def test_arrays_of_any_layout_and_only_of_numbers() -> None:
+    scores = np.array([[0.05, 0.5], [0.3, 0.1]])
+    rule = PriorScoreThreshold([0.1, 0.2])
+    np.testing.assert_array_equal(rule.keep(scores[:, ::-1]), rule.keep(scores[:, ::-1].copy()))
+    with pytest.raises(InputError, match="floating-point probabilities"):
+        rule.keep(np.array([["a", "b"]]))

@@ -199,3 +199,11 @@ def test_a_classifier_without_background_is_told_so() -> None:
     with pytest.raises(InputError, match="takes background=None"):
         estimate_prior(torch.tensor([0, 1, 1, 0]), num_classes=2)
     assert estimate_prior(torch.tensor([0, 1, 1, 1]), num_classes=2, background=None).shares.tolist() == [0.25, 0.75]
+
+
+def test_what_was_estimated_can_be_passed_on_as_it_is() -> None:
+    found = estimate_prior(torch.tensor([0, 0, 0, 1, 2, 0, 0, 0, 0, 0]), num_classes=2)
+    assert torch.equal(prior_bias_(nn.Linear(4, 2), found).bias, prior_bias_(nn.Linear(4, 2), found.per_class).bias)
+    assert torch.equal(
+        prior_bias_(nn.Linear(4, 3), found, link="softmax").bias, prior_bias_(nn.Linear(4, 3), found.shares, link="softmax").bias
+    )

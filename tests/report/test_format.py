@@ -5,7 +5,9 @@ import pytest
 from counterpoise.report import _format as f
 
 
-@pytest.mark.parametrize(("rope", "digits"), [(0.01, 3), (0.005, 3), (0.02, 3), (0.0007, 4), (480.0, 0), (float("nan"), 3), (0.0, 3)])
+@pytest.mark.parametrize(
+    ("rope", "digits"), [(0.01, 3), (0.005, 4), (0.02, 3), (0.00017, 5), (0.0007, 5), (480.0, 0), (float("nan"), 3), (0.0, 3)]
+)
 def test_digits_follow_the_tolerance(rope, digits):
     assert f.digits_for(rope) == digits
 
@@ -33,4 +35,15 @@ def test_names_of_metrics():
         "AUROC",
         "log loss",
         "MAE",
+    ]
+
+
+def test_far_too_little_data_is_not_a_number():
+    assert [f.times(value) for value in (1.44, 12.4, 20.0, 20.1, float("inf"), float("nan"))] == [
+        "about 1.4\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}",
+        "about 12\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}",
+        "about 20\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}",
+        "more than 20\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}",
+        "more than 20\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}",
+        "\N{EN DASH}",
     ]

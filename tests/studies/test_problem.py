@@ -206,6 +206,68 @@ def test_numbers_with_a_stray_word_are_named() -> None:
     notice(build(table(size=values)), "'size'", "'n/d'")
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        "{0:,.2f}",
+        "{0:.2f}",
+        "{1}%",
+        "{1} %",
+        "EUR {1}",
+        "{1} EUR",
+        "${1}",
+        "\u20ac {0:,.2f}",
+        "<{1}",
+        "{1} kg",
+        "{1}k",
+        "\u2212{1}",
+        "({1})",
+        "{0:.3e}",
+    ],
+)
+def test_numbers_that_cannot_be_read_are_no_ids_and_are_named(write: str) -> None:
+    values = [write.format(1000.25 + 1.37 * i, i) for i in range(N)]
+    if write in ("{0:.2f}", "{0:.3e}"):
+        values = [value.replace(".", ",") for value in values]
+    problem = build(table(**{"a price": values}))
+    feature = next(feature for feature in problem.schema.features if feature.name == "a price")
+    assert feature.kind == "categorical" and not dict(problem.schema.dropped)
+    notice(problem, f"'a price' is taken as {len(set(values))} categories", "100 %", f"{values[0]!r}, {values[1]!r}", "--drop 'a price'")
+
+
+def test_thousands_with_spaces_and_a_share_of_the_values() -> None:
+    values = [f"{1000 + i:,}".replace(",", " ") if i % 4 else "none given" for i in range(N)]
+    notice(build(table(price=values)), "'price'", "75 %", "'none given', '1 001'")
+
+
+@pytest.mark.parametrize("write", ["A{0:03d}", "{0}-{0}", "12.03.{0}", "{0}A", "1.2.{0}", "v{0}", "{0} Elm Street"])
+def test_codes_are_no_numbers(write: str) -> None:
+    problem = build(table(code=[write.format(i) for i in range(N)]))
+    assert dict(problem.schema.dropped) == {"code": "id: another value in every row"}
+
+
+def test_categories_that_hardly_repeat_are_warned_about() -> None:
+    town = np.array([f"town {i}" for i in range(N)])[np.random.default_rng(4).integers(0, 90, N)]
+    assert 60 < len(set(town)) < N
+    notice(build(table(**{"home town": town})), f"'home town' is taken as categories, {len(set(town))} of them in 200", "'home town'")
+    assert not any("taken as categories" in text for text in build(table()).notices)
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_ids_are_found_although_rows_are_copied(at_the_end: bool) -> None:
+    frame = table(key=np.arange(N) * 3, code=[f"p{i}" for i in range(N)])
+    rows = np.r_[np.arange(N), [4, 9, 9]]
+    problem = build(frame[rows if at_the_end else np.sort(rows)])
+    assert problem.copies == 3
+    assert set(dict(problem.schema.dropped)) == {"key", "code"}
+
+
+def test_a_category_is_no_id_where_most_rows_are_copies() -> None:
+    level = np.random.default_rng(5).integers(0, 20, N)  # 20 distinct rows, each with another value of the category
+    frame = pl.DataFrame({"side": [f"side {i}" for i in level], "y": np.where(level % 3 == 0, "yes", "no")})
+    fails(["column 'side' predicts the target alone"], lambda: build(frame))
+
+
 def test_nested_columns_are_dropped() -> None:
     problem = build(table(parts=[[1, 2]] * N))
     assert dict(problem.schema.dropped)["parts"] == "values of type list"
@@ -568,6 +630,26 @@ def test_unknown_names_and_shapes(options: dict[str, Any], words: list[str]) -> 
     options = dict(options)
     target = options.pop("target", None if "y" in options and not isinstance(options["y"], str) else "y")
     fails(words, lambda: build_problem(table(), target=target, **options))
+
+
+def test_names_may_be_a_list_with_commas() -> None:
+    frame = table(**{"a,b": np.random.default_rng(6).normal(size=N)})
+    problem = build(frame, drop="size, age", groups="city")
+    assert dict(problem.schema.dropped) == {"size": "by request", "age": "by request"}
+    assert [feature.name for feature in build(frame, drop="a,b").schema.features] == ["size", "age", "city"]  # a column of that name
+    assert list(build(frame, groups=["city,age"]).groups) == ["city", "age"]
+    ids = table(code=[f"p{i}" for i in range(N)], key=np.arange(N))
+    assert {"code", "key"} <= {feature.name for feature in build(ids, keep="code,key").schema.features}
+    words = [f"{i} words" for i in range(N)]
+    assert build(table(one=words, two=words), text="one,two").text[0] == "0 words\n0 words"  # type: ignore[index]
+    fails(["drop", "'agee'", "Did you mean 'age'"], lambda: build(frame, drop="size,agee"))
+
+
+def test_hints_quote_names_with_spaces() -> None:
+    frame = table(y=None, **{"paid back": table()["y"].to_list()})
+    fails(["--target 'paid back'"], lambda: build_problem(frame))
+    leak = table(**{"paid late": np.where(np.arange(N) % 4 == 0, 1.5, 0.25)})
+    fails(["--keep 'paid late'"], lambda: build(leak))
 
 
 def test_a_data_set_knows_its_target_already() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,10 @@ def test_two_samplers_of_a_kind_get_names() -> None:
         ("focal", "linear", "plain", "only for nets"),
         ("smote", "linear", "regression", "needs classes"),
         ("smote", "linear", "text", "cannot invent text"),
+        ("smoter", "linear", "plain", "needs a target that is a number"),
+        ("smogn", "linear", "regression", "values of the target lie beyond the whiskers"),
+        ("anyloss", "trees", "plain", "only for nets"),
+        ("two-phase", "mlp", "regression", "needs classes"),
         ("under", "linear", "regression", "leaves almost nothing"),
         ("balanced-forest", "forest", "regression", "needs classes"),
     ],
@@ -397,3 +402,17 @@ def test_a_remedy_that_raises_fails_alone(tmp_path: Path) -> None:
     assert verdicts["weights"].verdict != "failed"
     assert study.note_of("linear", "broken") == "failed"
     assert "out of weights" in study.report().read_text()
+
+
+def test_what_a_remedy_warns_of_is_noted_and_not_shown() -> None:
+    @dataclass(frozen=True)
+    class Loud(Remedy):
+        def draw(self, training: TrainingRows, params: Any, seed: int) -> None:
+            warnings.warn("few rows\nand more", stacklevel=2)
+
+    notes: list[str] = []
+    problem = build_problem(numbers(120, 40), target="y")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_once(problem, LEARNERS["linear"], Loud("loud", "data"), np.arange(120), {"C": 1.0}, 0, None, notes)
+    assert notes == ["loud: few rows"]

@@ -256,6 +256,29 @@ def test_what_the_kit_cannot_give() -> None:
         kit_of("smote").sampler(np.random.default_rng(0).normal(size=(210, 3)))
 
 
+def never(kit: TrainingKit, seed: int) -> Mapping[str, Any]:
+    raise AssertionError("trained before the arguments were looked at")
+
+
+@pytest.mark.parametrize("name", ["smote", "smote-enn", "adasyn", "two-phase", "prior-bias", "balanced-forest"])
+def test_what_a_loop_cannot_do_is_refused_before_it_runs(name: str) -> None:
+    with pytest.raises(InputError, match=rf"remedies: got .?{name}.?; expected remedies that choose among the rows"):
+        Study.from_training(never, [0, 1] * 20, ["weights", name], seeds=1, folds=2)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (np.r_[np.nan, np.zeros(20), np.ones(20)], r"y: got 1 missing labels \(the first at row 0\)"),
+        (np.array(["a", "b", None] * 10, dtype=object), r"10 missing labels \(the first at row 2\)"),
+        (np.array(["a", 1] * 10, dtype=object), "text and numbers in one column"),
+    ],
+)
+def test_labels_that_are_missing_or_mixed_are_found_before_it_runs(y: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Study.from_training(never, y, ["weights"], seeds=1, folds=2)
+
+
 # -- what comes back --------------------------------------------------------------------------------------------------------------------
 
 

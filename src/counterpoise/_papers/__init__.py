@@ -5,13 +5,14 @@ The re-tests themselves are ``counterpoise.replications``; the report of a study
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from counterpoise._errors import check_choice
+from counterpoise._errors import bad_input
 
 __all__ = ["Paper", "paper_of", "papers", "published_record", "published_verdict"]
 
@@ -53,11 +54,17 @@ def _all() -> tuple[Paper, ...]:
 
 
 def papers(query: str = "") -> list[Paper]:
-    """The papers that match ``query`` (all without one), by number.
+    """The papers that match ``query`` (all without one), by number. A query that is the number of a paper finds that paper alone.
 
     >>> [paper.slug for paper in papers("smote")]
     ['cogate-lstm', 'smote']
+    >>> [paper.slug for paper in papers("23")]
+    ['smote']
     """
+    if query.strip().isdecimal():
+        numbered = [paper for paper in _all() if paper.number == int(query)]
+        if numbered:
+            return numbered
     return [paper for paper in _all() if paper.matches(query)]
 
 
@@ -66,7 +73,9 @@ def paper_of(name: str) -> Paper:
     known = {paper.slug: paper for paper in _all()}
     known |= {number: paper for paper in _all() for number in (str(paper.number), f"{paper.number:02d}")}
     if name not in known:
-        check_choice("paper", name, [paper.slug for paper in _all()], "'counterpoise papers' lists them.")
+        close = difflib.get_close_matches(name, [paper.slug for paper in _all()], n=3)
+        suggestion = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+        bad_input("paper", name, "the slug or number of a paper", f"{suggestion}'counterpoise papers' lists them.")
     return known[name]
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 from typing import Protocol as Interface
 
 from rich import box
@@ -37,13 +37,15 @@ _PROGRESS_SECONDS = 3.0  # between two lines of progress where nothing can be re
 class TableRow(TypedDict):
     """One arm of the table. ``paper`` is the number of the paper it comes from, or empty. ``values`` maps a question to (estimate, low,
     high, verdict) of the difference to the baseline of the same learner and lacks the questions that were not judged (all of them for the
-    baseline itself); ``metric`` maps a question to the arm's own mean metric."""
+    baseline itself); ``rope`` maps a question to the size of differences that do not matter; ``metric`` maps a question to the arm's own
+    mean metric."""
 
     arm: str
     learner: str
     stage: str
     paper: str
     values: Mapping[str, tuple[float, float, float, str]]
+    rope: NotRequired[Mapping[str, float]]
     metric: Mapping[str, float]
     seconds: float
 
@@ -68,6 +70,14 @@ class StudyLike(Interface):
         """What moving the threshold alone is worth."""
 
     @property
+    def detectable(self) -> str:
+        """How large a difference must be to be found, as measured so far."""
+
+    @property
+    def worst_groups(self) -> Sequence[str]:
+        """One sentence for each column of groups."""
+
+    @property
     def provisional(self) -> Sequence[str]:
         """Learners whose verdicts are provisional."""
 
@@ -86,6 +96,8 @@ def study_table(rows: Sequence[TableRow], metrics: Mapping[str, str], *, width: 
     from counterpoise.studies._verdicts import METRIC_WORDS
 
     wide = width >= _WIDE
+    # A question that nobody could judge (groups that are too small) has no column.
+    metrics = {name: metric for at, (name, metric) in enumerate(metrics.items()) if not at or any(name in row["values"] for row in rows)}
     metrics = dict(list(metrics.items())[: max(1, (width - 26) // 29 if wide else (width - 15) // 21)])
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0), pad_edge=False)
     table.add_column("arm", style="bold", overflow="fold", max_width=24 if wide else 15)
@@ -102,7 +114,7 @@ def study_table(rows: Sequence[TableRow], metrics: Mapping[str, str], *, width: 
         for question in metrics:
             value = row["values"].get(question)
             own = row["metric"].get(question)
-            cells.append(_difference(value) if value else _itself(own if not wide else None))
+            cells.append(_difference(value, _rope(row, question)) if value else _itself(own if not wide else None))
             if wide:
                 cells.append("" if own is None else _number(own, own, sign=""))
         if wide:
@@ -176,7 +188,7 @@ class ConsoleWatcher(Watcher):
             text += f", about {_duration(plan.seconds_per_repeat * plan.repeats)}"
         self._say(text + ".", "bold")
         if plan.smallest_difference is not None:
-            self._say(f"The smallest difference that 4 of 5 such studies would find is about {plan.smallest_difference:.2g}.")
+            self._say(_before_any_fit(plan))
         if plan.shed:
             self._say(f"Left out, the budget does not reach: {', '.join(plan.shed)}.")
         for reason, arms in _by_reason(plan.not_applicable):
@@ -204,12 +216,16 @@ class ConsoleWatcher(Watcher):
             self._table = (rows, study.metrics)
             if self._live is not None:
                 self._live.update(self._picture(), refresh=True)
+            if repeats_done == 1 and study.detectable:
+                self._say(study.detectable)
             return
         judged = [row for row in rows if primary in row["values"]]
         best = f"; best so far for {primary}: {_row_line(judged[0], primary)}" if judged else ""
         self._say(
             f"Repeat {repeats_done} of {self._repeats} finished{best}." if self._repeats else f"Repeat {repeats_done} finished{best}."
         )
+        if repeats_done == 1 and study.detectable:
+            self._say(study.detectable)
 
     def note(self, level: str, text: str) -> None:
         serious = level.lower() in {"warning", "error"}
@@ -220,6 +236,8 @@ class ConsoleWatcher(Watcher):
         self.console.print()
         self.console.print(study_table(study.table(study.protocol.primary), study.metrics, width=self.console.width))
         self.console.print()
+        for line in study.worst_groups:
+            self._say(line)
         if study.threshold_gain:
             self._say(study.threshold_gain)
         if study.provisional:
@@ -272,8 +290,20 @@ def _data_line(problem: Any) -> str:
     )
 
 
-def _difference(value: tuple[float, float, float, str]) -> Text:
-    estimate, interval = _numbers(value)
+def _before_any_fit(plan: Plan) -> str:
+    """The power rule in the words of what it was measured for."""
+    from counterpoise.studies._verdicts import DETECTABLE
+
+    known = [name for name in dict.fromkeys(arm.learner for arm in plan.arms) if name in DETECTABLE]
+    learner = min(known, key=lambda name: DETECTABLE[name], default="a learner like mlp")
+    return (
+        f"Before any fit, roughly: with {learner}, five repeats and few arms, 4 of 5 such studies would find a difference in balanced "
+        f"accuracy of about {plan.smallest_difference:.2g}; with more arms or fewer repeats it must be larger."
+    )
+
+
+def _difference(value: tuple[float, float, float, str], rope: float) -> Text:
+    estimate, interval = _numbers(value, rope)
     verdict = value[3]
     return Text.assemble(f"{estimate} " if estimate else "", (verdict, _STYLES.get(verdict, "")), "\n", (interval, "dim"))
 
@@ -282,26 +312,34 @@ def _itself(own: float | None) -> Text:
     return Text.assemble(("baseline", "cyan"), "\n", ("" if own is None else _number(own, own, sign=""), "dim"))
 
 
-def _numbers(value: tuple[float, float, float, str]) -> tuple[str, str]:
-    """The estimate and its interval, with as many decimals as the largest of the three deserves; empty where there are none."""
+def _rope(row: TableRow, question: str) -> float:
+    return row.get("rope", {}).get(question, math.nan)
+
+
+def _numbers(value: tuple[float, float, float, str], rope: float = math.nan) -> tuple[str, str]:
+    """The estimate and its interval, with as many decimals as the largest of the three deserves, and enough to be compared with the
+    rope; empty where there are none."""
     estimate, low, high, _ = value
     if not all(math.isfinite(number) for number in (estimate, low, high)):
         return "", ""
     scale = max(abs(estimate), abs(low), abs(high))
-    return _number(estimate, scale), f"[{_number(low, scale)}, {_number(high, scale)}]"
+    # Two digits of the rope.
+    least = 1 - math.floor(math.log10(rope)) if rope > 0 else 0
+    return _number(estimate, scale, least), f"[{_number(low, scale, least)}, {_number(high, scale, least)}]"
 
 
-def _number(value: float, scale: float, *, sign: str = "+") -> str:
+def _number(value: float, scale: float, least: int = 0, *, sign: str = "+") -> str:
     scale = abs(scale)
-    if 0 < scale < 0.0005:
+    if 0 < scale < 0.0005 and least < 4:
         return f"{value:{sign}.1e}"
     decimals = 3 if scale < 10 else 1 if scale < 1000 else 0
+    decimals = max(decimals, least) if scale < 10 else decimals
     # Adding 0.0 turns a rounded -0.0 into 0.0.
     return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}"
 
 
 def _row_line(row: TableRow, question: str) -> str:
-    estimate, interval = _numbers(row["values"][question])
+    estimate, interval = _numbers(row["values"][question], _rope(row, question))
     return " ".join(part for part in (row["arm"], f"({row['learner']})", estimate, interval, row["values"][question][3]) if part)
 
 
@@ -333,24 +371,29 @@ def _plain_console() -> Console:
 
 
 def show_papers(papers: Sequence[Paper]) -> None:
-    """One row per paper: number, slug, stage, what the re-test found, title (where there is room)."""
+    """One row per paper: number, slug, stage, what the re-test found, title (on a narrow terminal as much of it as there is room for)."""
     from counterpoise._papers import published_verdict
     from counterpoise.replications._catalog import is_built
 
     console = _plain_console()
     wide = console.width >= _WIDE
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False)
-    for heading in ("no.", "paper", "stage", "verdict", *(["title"] if wide else [])):
+    for heading in ("no.", "paper", "stage", "verdict", "title"):
         table.add_column(heading, no_wrap=heading in ("no.", "paper"))
-    for paper in papers:
-        verdict = published_verdict(paper) if is_built(paper) else "not built yet"
-        cells: list[RenderableType] = [
+    verdicts = [published_verdict(paper) if is_built(paper) else "not built yet" for paper in papers]
+    taken = [
+        max((len(text) for text in texts), default=0)
+        for texts in ([paper.slug for paper in papers], [paper.stage for paper in papers], verdicts)
+    ]
+    room = max(console.width - sum(taken) - 21, 12)  # beside the numbers, the gaps and headings that are longer than what is below
+    for paper, verdict in zip(papers, verdicts, strict=True):
+        table.add_row(
             f"{paper.number:02d}",
             Text(paper.slug, "bold"),
             paper.stage,
             Text(verdict, _VERDICT_STYLES.get(verdict, "dim")),
-        ]
-        table.add_row(*cells, *([paper.title] if wide else []))
+            paper.title if wide or len(paper.title) <= room else paper.title[: room - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}",
+        )
     console.print(table)
 
 

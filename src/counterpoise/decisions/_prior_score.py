@@ -73,7 +73,10 @@ class PriorScoreThreshold:
             Probabilities in [0, 1]. Half precision is compared in float32.
         """
         if not isinstance(scores, Tensor):
-            return np.asarray(self.keep(torch.tensor(np.asarray(scores))).numpy())
+            values = np.ascontiguousarray(scores)  # a view that runs backwards is no tensor
+            if values.dtype.kind not in "fiub":
+                bad_input("scores", f"values of {values.dtype}", "floating-point probabilities")
+            return np.asarray(self.keep(torch.tensor(values)).numpy())
         if not scores.is_floating_point():
             bad_input("scores", f"values of {scores.dtype}", "floating-point probabilities")
         if self.threshold.ndim and scores.shape[-1:] != self.threshold.shape:

@@ -126,7 +126,7 @@ def estimate_prior(
     return Prior(per_class, float(per_class.sum()), counts, shares)
 
 
-def prior_bias_(module: Layer, prior: float | Tensor | Sequence[float], link: Literal["sigmoid", "softmax"] = "sigmoid") -> Layer:
+def prior_bias_(module: Layer, prior: float | Tensor | Sequence[float] | Prior, link: Literal["sigmoid", "softmax"] = "sigmoid") -> Layer:
     r"""Set the bias of a classifying layer, in place, so that before training it predicts the prior.
 
     Sigmoid: :math:`b = \log \pi - \log(1 - \pi)`. Softmax: :math:`b_c = \log \pi_c`. The weights are left alone; in a new layer they
@@ -136,10 +136,10 @@ def prior_bias_(module: Layer, prior: float | Tensor | Sequence[float], link: Li
     ----------
     module : torch.nn.Linear or a convolution, with a bias
         Its outputs are the logits.
-    prior : float, or tensor of shape (C,)
-        In (0, 1): the share of each class among all that the loss counts, such as ``estimate_prior(...).per_class`` or ``.mean``. A
-        convolution with several anchors per place, A C outputs with the classes of an anchor side by side, takes (C,) too. A softmax needs
-        the share of every class, background included: ``estimate_prior(...).shares``.
+    prior : float, tensor of shape (C,), or Prior
+        What :func:`estimate_prior` returned; or numbers in (0, 1): the share of each class among all that the loss counts, such as
+        ``estimate_prior(...).per_class`` or ``.mean``. A convolution with several anchors per place, A C outputs with the classes of an
+        anchor side by side, takes (C,) too. A softmax needs the share of every class, background included: ``estimate_prior(...).shares``.
     link : {"sigmoid", "softmax"}, default "sigmoid"
 
     Returns
@@ -168,6 +168,8 @@ def prior_bias_(module: Layer, prior: float | Tensor | Sequence[float], link: Li
         bad_input("module", type(module).__name__, "a torch.nn.Linear or a convolution", "Pass the layer that makes the logits.")
     if module.bias is None:
         bad_input("module", f"{type(module).__name__} without a bias", "a layer with a bias", "Create it with bias=True.")
+    if isinstance(prior, Prior):
+        prior = prior.shares if link == "softmax" else prior.per_class
     shares = prior.detach().cpu().double() if isinstance(prior, Tensor) else torch.tensor(prior, dtype=torch.float64)
     if shares.ndim > 1:
         bad_input("prior", f"shape {tuple(shares.shape)}", "a number or one per class, shape (C,)")

@@ -64,10 +64,10 @@ ARMS = {
     "nothing": "nothing",
     "threshold": "prior threshold",
     "over": "over-sampling",
-    "over two-phase": "two-phase, over-sampling first",
-    "over two-phase threshold": "the same, with prior threshold",
+    "over two-phase": "two-phase, from over-sampling",
+    "over two-phase threshold": "two-phase, prior threshold",
     "under": "under-sampling",
-    "under two-phase": "two-phase, under-sampling first",
+    "under two-phase": "two-phase, from under-sampling",
 }
 
 CLAIMS = (

@@ -80,6 +80,12 @@ def calibration(part: Calibration) -> str:
         return to_svg(_calibration(part), "calibration", f"Calibration of {part.arm} ({part.learner})", words)
 
 
+def sizes_differ(part: Calibration) -> bool:
+    """Whether the bins hold so different numbers of rows that their marks can be told apart."""
+    counts = np.concatenate([curve.count[np.isfinite(curve.predicted)] for curve in part.curves] or [np.ones(1)])
+    return bool(counts.size and counts.max() > 1.2 * counts.min())
+
+
 def shares(part: DiagnosisPart) -> str:
     """Share of the rows against share of the step against recall, one line per group."""
     fig = _plots.share_figure(
@@ -108,7 +114,7 @@ def _forest(panel: QuestionPanel) -> Figure:
     ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
     ax.xaxis.set_major_formatter(lambda value, _: _tick(value, digits))
     metric = words(panel.metric)
-    unit = f" ({panel.unit})" if panel.unit not in ("", metric) else ""
+    unit = f" ({panel.unit})" if panel.unit not in ("", panel.metric, metric) else ""
     ax.set_xlabel(f"difference in {metric}{unit}")
     for x, ha, word in ((0.0, "left", "\N{LEFTWARDS ARROW} worse"), (1.0, "right", "better \N{RIGHTWARDS ARROW}")):
         ax.annotate(word, (x, 1), (0, 12), xycoords="axes fraction", textcoords="offset points", ha=ha, va="center", color=MUTED)

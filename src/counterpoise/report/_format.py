@@ -9,10 +9,10 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def digits_for(rope: float) -> int:
-    """Decimals that show a tenth of the tolerance: .01 -> 3, 500 -> 0; 3 when there is no tolerance."""
+    """Decimals that show two digits of the tolerance: .01 -> 3, .00017 -> 5, 500 -> 0; 3 when there is no tolerance."""
     if not (math.isfinite(rope) and rope > 0):
         return 3
-    return min(max(1 - math.floor(math.log10(2 * rope)), 0), 6)
+    return min(max(1 - math.floor(math.log10(rope)), 0), 8)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -54,6 +54,13 @@ def seconds(value: float) -> str:
     if value < 10:
         return f"{value:.1f} s"
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def times(value: float) -> str:
+    """How many times as much data: about 1.4 x, about 12 x, more than 20 x; beyond that the number says nothing more."""
+    if not math.isfinite(value) or value > 20:
+        return DASH if math.isnan(value) else "more than 20\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}"
+    return f"about {number(value, 1 if value < 10 else 0)}\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}"
 
 
 def words(name: str) -> str:

@@ -34,6 +34,7 @@ def study_page(view: StudyView) -> str:
         threshold_figure=_figures.thresholds(view.threshold) if view.threshold else "",
         alarms_figure=_figures.alarms(view.threshold.per_100_alarms) if view.threshold else "",
         calibration_figure=_figures.calibration(view.calibration) if view.calibration and view.calibration.curves else "",
+        sizes_differ=view.calibration is not None and _figures.sizes_differ(view.calibration),
         shares_figure=_figures.shares(view.diagnosis) if view.diagnosis else "",
         digits={panel.question: _format.digits_for(panel.rope) for panel in view.questions},
     )
@@ -64,6 +65,7 @@ def _environment() -> Environment:
         "interval": _format.interval,
         "percent": _format.percent,
         "seconds": _format.seconds,
+        "times": _format.times,
         "words": _format.words,
         "drawing": Markup,  # figures are our own markup, with every word in them escaped
         "glyph": _glyph,

@@ -26,6 +26,8 @@ class TwoPhase:
     loop calls ``module.train()``. On leaving, also by an exception, every ``requires_grad``, every train/eval flag and the gradients of
     what was frozen are as they were before.
 
+    A copy of the network made inside the block keeps the frozen layers frozen: keep ``module.state_dict()``, or copy after the block.
+
     What phase 2 trains on is the prior that predictions are corrected from: after a second phase on the original distribution, its class
     frequencies.
 

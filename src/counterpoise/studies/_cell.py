@@ -164,7 +164,10 @@ def fit_once(
     preprocess = Preprocess(levels, scale=learner.scale, task=problem.task, seed=seed)
     cleaned, words = preprocess.fit(problem.X[rows], _take(problem.text, rows))
     user_weight = None if problem.weight is None else problem.weight[rows]
-    draw = remedy.draw(TrainingRows(cleaned, preprocess.cleaned_categorical, y, rows, problem.task), params, seed)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        draw = remedy.draw(TrainingRows(cleaned, preprocess.cleaned_categorical, y, rows, problem.task), params, seed)
+    notes += [f"{remedy.name}: {str(warning.message).splitlines()[0]}" for warning in said]
     if draw is not None:
         at = draw.index
         cleaned, y, rows = cleaned[at], y[at], rows[at]

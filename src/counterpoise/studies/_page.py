@@ -11,6 +11,7 @@ import numpy as np
 from counterpoise._papers import paper_of, published_verdict
 from counterpoise.groups import Groups
 from counterpoise.report import _view as view
+from counterpoise.report._format import words
 
 from ._metrics import (
     CalibrationCurve,
@@ -22,7 +23,7 @@ from ._metrics import (
     target_ranges,
     threshold_curve,
 )
-from ._remedies import BASELINE, PLACEBO
+from ._remedies import BASELINE, HALF, PLACEBO
 
 if TYPE_CHECKING:
     from ._study import Study
@@ -52,8 +53,10 @@ TABLE_METRICS = {
 def study_view(study: Study) -> view.StudyView:
     """Everything the page of ``study`` shows."""
     recommendation = study.recommendation
-    questions = study.questions
-    verdicts = {question: study.verdicts(question) for question in questions}
+    order = study.learners
+    verdicts = {name: sorted(study.verdicts(name), key=lambda one: order.index(one.learner)) for name in study.questions}
+    # Where no group could be judged there is nothing to show.
+    questions = [name for name, judged in verdicts.items() if name != "groups" or any(one.verdict != "failed" for one in judged)]
     binary = study.problem.task == "binary"
     # What the winner looks like in detail; a baseline that won is shown like any other winner.
     learner, arm = recommendation.learner, recommendation.arm
@@ -101,14 +104,14 @@ def difference_of(verdict: Verdict) -> view.Difference:
 
 def _panel(study: Study, question: str, verdicts: Sequence[Verdict]) -> view.QuestionPanel:
     metric = study.metrics[question]
-    rows = sorted(verdicts, key=lambda verdict: verdict.arm == PLACEBO.name)  # best first as given, the placebo last
+    rows = sorted(verdicts, key=lambda verdict: verdict.arm == PLACEBO.name)  # the order as given, the placebo last
     return view.QuestionPanel(
         question=question,
         title=TITLES[question],
         metric=metric,
         rows=tuple(difference_of(verdict) for verdict in rows),
-        rope=verdicts[0].rope if verdicts else math.nan,
-        unit=metric.replace("_", " "),
+        rope=next((verdict.rope for verdict in verdicts if verdict.rope == verdict.rope), math.nan),
+        unit=words(metric),
         note="Scores as they come; weights and resampling shift the class frequencies, see calibration below."
         if question == "probabilities"
         else "",
@@ -124,7 +127,7 @@ def _rows(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[view.
             if question not in known or verdict.estimate < known[question].estimate:
                 known[question] = difference_of(verdict)
     rows = []
-    for row in study.table():
+    for row in sorted(study.table(), key=lambda row: study.learners.index(row["learner"])):  # best first within each learner
         key = (row["learner"], row["arm"])
         rows.append(
             view.HeadlineRow(
@@ -229,6 +232,7 @@ def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
         table = group_table(study.problem.y[rows], decisions, groups, classes)
         shares = _shares_of_gain(study, learner, arm, groups)
         judged = [row for row in table if row["judged"]]
+        judged = judged if len(judged) > 1 else []  # one group alone is neither worst nor best
         worst = min((row["recall"] for row in judged), default=math.nan)
         tables.append(
             view.GroupsTable(
@@ -241,7 +245,7 @@ def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
                         recall=row["recall"],
                         accuracy=row["accuracy"],
                         judged=row["judged"],
-                        is_worst=row["judged"] and row["recall"] == worst and len(judged) > 1,
+                        is_worst=row["judged"] and row["recall"] == worst,
                         auroc_share=shares.get(row["group"], (math.nan, math.nan))[0],
                         precision_share=shares.get(row["group"], (math.nan, math.nan))[1],
                     )
@@ -306,7 +310,7 @@ def _undecided(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[
     parts = []
     for question, judged in verdicts.items():
         for verdict in judged:
-            if verdict.verdict != "undecided" or verdict.arm == PLACEBO.name:
+            if verdict.verdict != "undecided" or verdict.arm in (PLACEBO.name, HALF.name):  # these two claim nothing
                 continue
             times = verdict.rows_needed
             parts.append(

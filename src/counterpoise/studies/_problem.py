@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,14 @@ FEWEST_IN_CLASS = 4  # two classes: 2 folds x 2
 FEWEST_ROWS = 20  # regression: ten quantile bins x 2
 FEW = 20  # below, thresholds come from the prior and only large differences can show
 TEXT_LENGTH, TEXT_UNIQUE = 30, 0.5  # mean characters and share of distinct values that make a column text
+MANY_LEVELS = 0.3  # categories with more levels than this share of the rows are warned about
+# What people write for numbers and a plain reading does not take: 12,345.67 - 1 007 - 1,7 - 12% - EUR 5 - $5 - <0.1 - 5 kg - (3).
+_CURRENCY = r"\p{Sc}|AUD|BRL|CAD|CHF|CNY|CZK|DKK|EUR|GBP|HKD|HUF|INR|JPY|KRW|MXN|NOK|NZD|PLN|RUB|SEK|SGD|TRY|USD|ZAR"
+_DIGITS = r"(?:\d+|\d{1,3}(?:[.,'\u2019\s]\d{3})+)(?:[.,]\d+)?(?:[eE][+-]?\d+)?"
+NUMBER_LIKE = (
+    rf"^[(<>~\u2264\u2265]?\s?[+\u2212-]?\s?(?:{_CURRENCY})?\s?[+\u2212-]?{_DIGITS}"
+    rf"(?:\s?(?:%|\u2030|{_CURRENCY}|[kKM]|[kcm]?[glm])|\s\pL{{1,3}})?\)?$"
+)
 TASKS = ("auto", "classification", "regression")
 
 
@@ -274,7 +283,8 @@ def _collect(data: Any, y: Any, target: str | None, header: bool) -> _Table:
         return _Table(name, source.with_columns(column.alias(column_name)), column_name)
     if target is None:
         last = source.columns[-1]
-        bad_input("target", None, f"the name of the column to predict ({listing(source.columns)})", f"For the last one: --target {last}")
+        hint = f"For the last one: --target {shlex.quote(last)}"
+        bad_input("target", None, f"the name of the column to predict ({listing(source.columns)})", hint)
     return _Table(name, source, _existing(source, target, "target"))
 
 
@@ -332,6 +342,7 @@ def _assign_roles(
     keep: tuple[str, ...],
 ) -> _Roles:
     frame = table.frame
+    text, drop, keep = (_split(frame, names) for names in (text, drop, keep))
     attached: dict[str, pl.Series] = {}
     singles: dict[str, str | None] = {}
     for argument, value in (("cluster", cluster), ("time", time), ("weight", weight)):
@@ -346,7 +357,7 @@ def _assign_roles(
         group_names = tuple(name if name not in frame.columns else f"{name} (given)" for name in groups)
         attached |= {name: _series("groups", groups[key], frame.height) for name, key in zip(group_names, groups, strict=True)}
     else:
-        group_names = tuple(dict.fromkeys(_existing(frame, name, "group") for name in as_tuple(groups)))
+        group_names = tuple(dict.fromkeys(_existing(frame, name, "group") for name in _split(frame, as_tuple(groups))))
     if table.target in group_names:
         bad_input("group", table.target, "a column other than the target", "Groups would only repeat the classes.")
     for argument, names in (("text", text), ("drop", drop), ("keep", keep)):
@@ -366,6 +377,13 @@ def _assign_roles(
         drop,
         keep,
         tuple(attached),
+    )
+
+
+def _split(frame: pl.DataFrame, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each name that is no column but holds commas is a list of names."""
+    return tuple(
+        part.strip() for name in names for part in (str(name).split(",") if name not in frame.columns and "," in str(name) else [name])
     )
 
 
@@ -521,6 +539,7 @@ def _label_text(value: Any) -> str:
 def _infer_schema(frame: pl.DataFrame, roles: _Roles, label: _Target, dtype: str, notices: list[str]) -> Schema:
     features: list[Feature] = []
     dropped: list[tuple[str, str]] = []
+    distinct = _distinct_rows(frame)
     for column in frame:
         name = column.name
         if name in roles.not_features or name in roles.text:
@@ -528,7 +547,7 @@ def _infer_schema(frame: pl.DataFrame, roles: _Roles, label: _Target, dtype: str
         if name in roles.drop:
             dropped.append((name, "by request"))
             continue
-        found = _infer_features(column, name in roles.keep, notices)
+        found = _infer_features(column, distinct, name in roles.keep, notices)
         if isinstance(found, str):
             dropped.append((name, found))
         else:
@@ -539,13 +558,20 @@ def _infer_schema(frame: pl.DataFrame, roles: _Roles, label: _Target, dtype: str
     _tell_dropped(dropped, notices)
     dates = list(dict.fromkeys(feature.source for feature in features if feature.part))
     if dates:
-        leak = "" if roles.time else f" Random folds let the future into training: --time {dates[0]} splits in time order."
+        leak = "" if roles.time else f" Random folds let the future into training: --time {shlex.quote(dates[0])} splits in time order."
         notices.append(f"Dates used as year, month, weekday and hour: {listing(dates)}.{leak}")
     return Schema(tuple(features), roles.text, label.name, label.task, label.classes, tuple(dropped), label.merged, dtype)
 
 
-def _infer_features(raw: pl.Series, keep: bool, notices: list[str]) -> list[Feature] | str:
-    """The features a column becomes, or why it is dropped."""
+def _distinct_rows(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """The first of each set of rows that are equal, in order; all rows where most are copies, since then few values say nothing of ids."""
+    plain = frame.select(name for name, dtype in frame.schema.items() if not (dtype.is_nested() or dtype == pl.Object))
+    first = np.sort(np.unique(plain.hash_rows().to_numpy(), return_index=True)[1])
+    return first.astype(np.int64) if 2 * len(first) > frame.height else np.arange(frame.height)
+
+
+def _infer_features(raw: pl.Series, distinct: npt.NDArray[np.int64], keep: bool, notices: list[str]) -> list[Feature] | str:
+    """The features a column becomes, or why it is dropped. ``distinct``: the rows that copy no earlier one, since ids are copied along."""
     name = raw.name
     column = canonical(raw)
     if column.null_count() == len(column):
@@ -555,7 +581,7 @@ def _infer_features(raw: pl.Series, keep: bool, notices: list[str]) -> list[Feat
         varying = [feature for feature in parts if getattr(column.dt, feature.part)().n_unique() > 1]
         return varying or CONSTANT
     if column.dtype == pl.String:
-        return _infer_words(column, keep, notices)
+        return _infer_words(column, len(distinct), keep, notices)
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
         return f"values of type {str(column.dtype).partition('(')[0].lower()}"
     values = numbers_of(column)
@@ -566,27 +592,39 @@ def _infer_features(raw: pl.Series, keep: bool, notices: list[str]) -> list[Feat
     if whole and present.min() == present.max():
         return CONSTANT
     if not keep and whole and len(values) > 2 and is_whole(column):
-        steps = np.diff(values)
+        steps = np.diff(values[distinct])
         if (steps > 0).all() or (steps < 0).all():
             return ID
     return [Feature(name, "numeric", name)]
 
 
-def _infer_words(column: pl.Series, keep: bool, notices: list[str]) -> list[Feature] | str:
+def _infer_words(column: pl.Series, distinct_rows: int, keep: bool, notices: list[str]) -> list[Feature] | str:
+    name = column.name
     present = column.drop_nulls()
     levels = present.unique().sort()
     if len(levels) == 1 and len(present) == len(column):
         return CONSTANT
-    if not keep:
+    unread = present.filter(present.cast(pl.Float64, strict=False).is_null())
+    share = 1 - float((~unread.str.contains(NUMBER_LIKE)).sum()) / len(present)
+    numbers = share > 0.5 and len(unread) > 0
+    if not keep and not numbers:
         mean_length = float(present.str.len_chars().cast(pl.Float64).sum()) / len(present)
         if mean_length > TEXT_LENGTH and len(levels) > TEXT_UNIQUE * len(present):
             return TEXT
-        if len(levels) == len(column):
+        if len(levels) == distinct_rows and len(present) == len(column):
             return ID
-    words = levels.filter(levels.cast(pl.Float64, strict=False).is_null())
-    if len(words) < 0.1 * len(levels):
-        notices.append(f"Column {column.name!r} is taken as categories, since beside numbers it holds {listing(map(repr, words), 3)}.")
-    return [Feature(column.name, "categorical", column.name, tuple(levels))]
+    if numbers:
+        examples = listing(map(repr, unread.unique(maintain_order=True)), 2).partition(" and ")[0]
+        notices.append(
+            f"Column {name!r} is taken as {len(levels)} categories, although {100 * share:.0f} % of its values look like numbers: what "
+            f"cannot be read is {examples}. Write them as plain numbers (1234.5) or leave the column out: --drop {shlex.quote(name)}."
+        )
+    elif len(levels) > MANY_LEVELS * len(column):
+        notices.append(
+            f"Column {name!r} is taken as categories, {len(levels)} of them in {len(column)} rows, most too rare to learn from; "
+            f"--drop {shlex.quote(name)} leaves it out."
+        )
+    return [Feature(name, "categorical", name, tuple(levels))]
 
 
 NO_VALUES = "no values"
@@ -612,7 +650,7 @@ def _stop_leakage(schema: Schema, X: npt.NDArray[np.floating], y: npt.NDArray[np
     if suspects:
         subject = f"column {next(iter(suspects))!r} predicts" if len(suspects) == 1 else f"columns {listing(map(repr, suspects))} predict"
         known = "If it is known at prediction time, go on with" if len(suspects) == 1 else "For each that is known at prediction time, use"
-        raise InputError(f"{subject} the target alone; leakage? {known} --keep {next(iter(suspects))}; else use --drop.")
+        raise InputError(f"{subject} the target alone; leakage? {known} --keep {shlex.quote(next(iter(suspects)))}; else use --drop.")
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------------------------

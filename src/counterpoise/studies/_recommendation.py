@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoise._seeding import generator
-from counterpoise._stats import Design, bonferroni
+from counterpoise._stats import Design, bonferroni, mean_of_shares
 
 from ._differences import SHOWN_ONLY, Board, Key, arm_values, checked, evaluator, family_of, metric_of, rarest
 from ._metrics import LOWER_IS_BETTER
@@ -22,6 +22,7 @@ IntArray = npt.NDArray[np.int64]
 
 NEVER_RECOMMENDED = (*SHOWN_ONLY, "placebo")
 EXPECTATION_DRAWS = 200
+COUNTED = frozenset({"accuracy", "balanced_accuracy"})  # means of shares of rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Expectation:
 
     Attributes:
         metric: name of the metric.
-        value: of the chosen arm on rows left out of the choice, mean over the draws; ``low`` and ``high`` hold the middle 95 %.
+        value: of the chosen arm on rows left out of the choice, mean over the draws; ``low`` and ``high`` hold the middle 95 %, and for
+            (balanced) accuracy the interval that the numbers of rows allow (:func:`counterpoise._stats.mean_of_shares`).
         gain: chosen arm minus the baseline of its learner there; positive is better.
         upper_limit: the correction is known to be too small for this metric (AUROC); read the numbers as at most.
     """
@@ -68,7 +70,7 @@ class HoldoutVerdict:
     """What the locked rows say about the recommendation: ``confirmed`` (low > 0), ``not contradicted`` or ``contradicted`` (high < 0).
 
     ``estimate``, ``low`` and ``high``: recommended minus baseline there, one comparison; positive is better. ``value``: the recommended
-    arm's metric on these rows.
+    arm's metric on these rows, for (balanced) accuracy with the limits ``value_low`` and ``value_high``.
     """
 
     outcome: str
@@ -79,6 +81,8 @@ class HoldoutVerdict:
     metric: str
     value: float
     rows: int
+    value_low: float = float("nan")
+    value_high: float = float("nan")
 
     def sentence(self) -> str:
         """The outcome with its interval.
@@ -88,7 +92,8 @@ class HoldoutVerdict:
         """
         metric = METRIC_WORDS.get(self.metric, self.metric)
         if self.low == self.high == 0:
-            return f"On {self.rows:,} rows locked away until now: {metric} {_level(self.value)}."
+            limits = f" ({_level(self.value_low)} to {_level(self.value_high)})" if self.value_low == self.value_low else ""
+            return f"On {self.rows:,} rows locked away until now: {metric} {_level(self.value)}{limits}."
         low, high = between(self.low, self.high)
         return f"On {self.rows:,} rows locked away until now: {self.outcome} ({metric} better by {low} to {high})."
 
@@ -217,6 +222,7 @@ def bias_corrected_expectation(
     metric: str | None = None,
     cost: Mapping[str, float] | None = None,
     candidates: Collection[Key] | None = None,
+    chosen: Key | None = None,
     draws: int = EXPECTATION_DRAWS,
     seed: int = 0,
 ) -> Expectation:
@@ -232,6 +238,8 @@ def bias_corrected_expectation(
         As for :func:`counterpoise.studies._verdicts.verdicts`.
     candidates : collection of (learner, arm), optional
         What is chosen among. Default: all arms but the placebo and the shown ones. After a baseline was recommended: the baselines.
+    chosen : (learner, arm), optional
+        The arm whose mistakes set the least width of the interval, for accuracy and balanced accuracy. Default: the best candidate.
     draws : int, default 200
     seed : int, default 0
     """
@@ -247,14 +255,19 @@ def bias_corrected_expectation(
     design = Design(strata, boards[0].clusters)
     values, gains = [], []
     for weights in design.resamples(draws, generator(seed, "expectation")):
-        chosen = pool[np.argmax(evaluate(weights)[:, pool], axis=1)]
+        best = pool[np.argmax(evaluate(weights)[:, pool], axis=1)]
         outside = evaluate((weights == 0).astype(np.float64))
         at = np.arange(len(weights))
-        values.append(outside[at, chosen])
-        gains.append(outside[at, chosen] - outside[at, base_of[chosen]])
+        values.append(outside[at, best])
+        gains.append(outside[at, best] - outside[at, base_of[best]])
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     value = sign * np.concatenate(values)
     low, high = np.nanquantile(value, [0.025, 0.975])
+    if metric in COUNTED:
+        seen = keys.index(chosen) if chosen is not None else pool[np.argmax(evaluate(np.ones((1, design.n)))[0, pool])]
+        decision = np.concatenate([board.decision for board in boards if board.decision is not None])[seen]
+        least_low, least_high = _least_interval(metric, boards[0].y, decision, boards[0].clusters)
+        low, high = min(low, least_low), max(high, least_high)
     return Expectation(
         metric=metric,
         value=float(np.nanmean(value)),
@@ -264,6 +277,15 @@ def bias_corrected_expectation(
         draws=draws,
         upper_limit=metric == "auroc",
     )
+
+
+def _least_interval(metric: str, y: npt.NDArray[Any], decision: npt.NDArray[Any], clusters: IntArray | None) -> tuple[float, float]:
+    """Limits of (balanced) accuracy from the numbers of rows alone, (R, n) decisions: where no row of a rare class was missed, resampled
+    rows do not miss any either, but new ones may. Rows that belong together count once."""
+    correct = (decision == y).mean(axis=0)
+    parts = [y == c for c in np.unique(y)] if metric == "balanced_accuracy" else [np.ones(len(y), dtype=bool)]
+    sizes = [int(rows.sum()) if clusters is None else len(np.unique(clusters[rows])) for rows in parts]
+    return mean_of_shares([float(correct[rows].mean()) for rows in parts], sizes)[1:]
 
 
 def holdout_verdict(
@@ -323,4 +345,7 @@ def holdout_verdict(
     outcome = "confirmed" if low > 0 else "contradicted" if high < 0 else "not contradicted"
     sign = -1.0 if family.metric in LOWER_IS_BETTER else 1.0
     value = float(family.baseline[0]) + sign * estimate
-    return HoldoutVerdict(outcome, estimate, low, high, question, family.metric, value, len(y))
+    value_low, value_high = float("nan"), float("nan")
+    if family.metric in COUNTED and decisions is not None:
+        value_low, value_high = _least_interval(family.metric, y, decisions[None], board.clusters)
+    return HoldoutVerdict(outcome, estimate, low, high, question, family.metric, value, len(y), value_low, value_high)

@@ -28,6 +28,7 @@ __all__ = ["BUILT_IN", "Draw", "Remedy", "SamplerRemedy", "TrainingRows", "as_re
 
 PLACEBO_SHARE = 0.2
 TARGET_BINS = 10  # equal-width bins of a regression target
+RARE_TARGETS = 20  # so that every training part has a few of them, whatever the folds
 NEIGHBOR_ROWS = 200_000  # largest table for resamplers that search neighbors
 
 
@@ -116,6 +117,11 @@ class Remedy:
         return "net loss" if type(self).loss is not Remedy.loss or self.inside_the_net else self.stage
 
     @property
+    def invents_rows(self) -> bool:
+        """Whether its draw holds rows that are not in the table, which no sampler of row numbers can hand out."""
+        return False
+
+    @property
     def inside_the_net(self) -> bool:
         """Whether it changes how our own net is built or trained, which another loop would have to do by itself."""
         return type(self).net is not Remedy.net
@@ -200,6 +206,10 @@ def _sampled(sampler: Any, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int6
 class _NeighborResampler(Remedy):
     """Shared by the resamplers that search neighbors: distances need standardised columns and a table of moderate size."""
 
+    @property
+    def invents_rows(self) -> bool:
+        return True
+
     def applies(self, problem: Problem, learner: Learner) -> str | None:
         if problem.task == "regression":
             return "needs classes"
@@ -266,6 +276,10 @@ class _CleanedSMOTE(_NumbersOnly):
 class _RareRanges(Remedy):
     """Synthetic rows for the rare ranges of a target: SMOTER, or SMOGN with its noise where neighbors are far."""
 
+    @property
+    def invents_rows(self) -> bool:
+        return True
+
     def applies(self, problem: Problem, learner: Learner) -> str | None:
         if problem.task != "regression":
             return "needs a target that is a number"
@@ -273,7 +287,14 @@ class _RareRanges(Remedy):
             return "cannot invent text"
         if problem.n > NEIGHBOR_ROWS:
             return f"too large: neighbors are searched up to {NEIGHBOR_ROWS:,} rows"
-        return None
+        low, high = np.quantile(problem.y, [0.25, 0.75])
+        reach = 1.5 * (high - low)
+        rare = int(((problem.y < low - reach) | (problem.y > high + reach)).sum())
+        return (
+            None
+            if rare >= RARE_TARGETS
+            else f"{rare} values of the target lie beyond the whiskers of its box plot, of {RARE_TARGETS} needed"
+        )
 
     def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
         from counterpoise.data import SMOGN, SMOTER

@@ -23,7 +23,7 @@ from ._diagnosis import diagnose_problem
 from ._differences import Board, arm_values, metric_of
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner
-from ._metrics import cell_metrics, decide
+from ._metrics import FEW_POSITIVES, cell_metrics, decide, group_table
 from ._plan import QUESTIONS, Entry, entries_of, make_protocol
 from ._problem import Problem
 from ._recommendation import (
@@ -33,7 +33,7 @@ from ._recommendation import (
     holdout_verdict,
     recommend,
 )
-from ._remedies import BASELINE, HALF, Remedy, as_remedies
+from ._remedies import BASELINE, HALF, PLACEBO, Remedy, as_remedies
 from ._remedies import BUILT_IN as REMEDIES
 from ._splits import Splits
 from ._store import Store, results_frame
@@ -183,8 +183,8 @@ class Study:
 
         Args:
             y: (n,) labels or real targets of the whole data set.
-            remedies: as for :func:`counterpoise.study`; remedies that replace the learner or change its inside are not possible, and
-                "all" leaves them out.
+            remedies: as for :func:`counterpoise.study`; those that invent rows, replace the learner or change its inside are not possible,
+                and "all" leaves them out.
             groups: a :class:`counterpoise.Groups`, or a mapping from names to them: results are reported for each.
             seeds: number of repeats (each draws the folds anew), or the list of seeds itself, whose length is used and whose first is the
                 seed of the study.
@@ -207,13 +207,13 @@ class Study:
         protocol = replace(protocol, inner_folds=max(2, min(5, protocol.inner_folds + 1)), jackknife=0)
         loop = Learner("loop", _not_stored, takes_loss=True, about="your training loop")
         wanted = as_remedies(remedies, placebo=placebo)
-        chosen = [remedy for remedy in wanted if remedy.learner is None and not remedy.inside_the_net]
+        chosen = [remedy for remedy in wanted if remedy.learner is None and not remedy.inside_the_net and not remedy.invents_rows]
         if remedies != "all" and len(chosen) < len(wanted):
             bad_input(
                 "remedies",
                 listing(remedy.name for remedy in wanted if remedy not in chosen),
-                "remedies that act on the data or the loss",
-                "These replace or change counterpoise's own learner; in a loop of your own, change the network there.",
+                "remedies that choose among the rows, or act on the loss",
+                "These invent rows, or change counterpoise's own learner: a loop does that by itself (counterpoise.data, .nn, .schedules).",
             )
         entries, refused = entries_of(problem, [loop], chosen)
         entries = [entry for entry in entries if not (entry.remedy.needs_rows and remedies == "all")]
@@ -295,6 +295,11 @@ class Study:
         return (*asked, "groups") if self.problem.groups and self.problem.task != "regression" else asked
 
     @property
+    def learners(self) -> list[str]:
+        """The learners, in the order in which they are listed everywhere."""
+        return list(dict.fromkeys(entry.learner.name for entry in self._entries))
+
+    @property
     def metrics(self) -> dict[str, str]:
         """Question -> the metric it is judged by."""
         return {question: metric_of(question, self.problem.task, self._metric(question), self.protocol.cost) for question in self.questions}
@@ -362,13 +367,16 @@ class Study:
 
     def table(self, question: str | None = None) -> list[dict[str, Any]]:
         """The arms, best first: ``arm``, ``learner``, ``stage``, ``paper`` (number of the paper it comes from, or ""), ``values`` (question
-        -> estimate, low, high, verdict), ``metric`` (question -> the arm's own mean), ``seconds`` per cell."""
+        -> estimate, low, high, verdict), ``rope`` (question -> the size of differences that do not matter), ``metric`` (question -> the
+        arm's own mean), ``seconds`` per cell."""
         question = question or self.protocol.primary
         values: dict[tuple[str, str], dict[str, tuple[float, float, float, str]]] = {}
+        ropes: dict[tuple[str, str], dict[str, float]] = {}
         for name in self.questions:
             for verdict in reversed(self.verdicts(name)):  # of several group columns the worst is shown: verdicts come best first
                 known = values.setdefault((verdict.learner, verdict.arm), {})
                 known.setdefault(name, (verdict.estimate, verdict.low, verdict.high, verdict.verdict))
+                ropes.setdefault((verdict.learner, verdict.arm), {}).setdefault(name, verdict.rope)
         boards = self._boards(self.repeats_done)
         levels = {
             name: arm_values(boards, name, task=self.problem.task, metric=self._metric(name), cost=self.protocol.cost)
@@ -386,6 +394,7 @@ class Study:
                     "stage": entry.remedy.stage,
                     "paper": entry.remedy.paper,
                     "values": values.get(key, {}),
+                    "rope": ropes.get(key, {}),
                     "metric": {name: level[key] for name, level in levels.items() if key in level},
                     "seconds": own.get("seconds", float("nan")),
                 }
@@ -416,16 +425,58 @@ class Study:
         """What moving the threshold alone is worth, in one sentence; empty where there is no threshold."""
         if "decisions" not in self.questions:
             return ""
-        gains = {v.learner: -v.estimate for v in self.verdicts("decisions") if v.arm == HALF.name and v.estimate == v.estimate}
-        if not gains:
+        halves = [verdict for verdict in self.verdicts("decisions") if verdict.arm == HALF.name and verdict.estimate == verdict.estimate]
+        if not halves:
             return ""
+        halves.sort(key=lambda verdict: self.learners.index(verdict.learner))
         metric = METRIC_WORDS[self.metrics["decisions"]]
-        return f"Moving the threshold alone, from 0.5: {', '.join(f'{name} {gain:+.3f}' for name, gain in gains.items())} {metric}."
+        # The arm at 0.5 was compared with the tuned threshold; this is the way back.
+        gains = [f"{v.learner} {0.0 - v.estimate:+.3f} [{0.0 - v.high:+.3f}, {0.0 - v.low:+.3f}]" for v in halves]
+        return f"Moving the threshold alone, from 0.5: {', '.join(gains)} {metric}."
+
+    @property
+    def worst_groups(self) -> list[str]:
+        """One sentence per reported group column: the recommended arm's worst group, or why there is none."""
+        if self.problem.task == "regression" or not self.problem.groups:
+            return []
+        found = self.recommendation
+        decisions = self.decisions_of(found.learner, found.arm)
+        binary = self.problem.task == "binary"
+        sentences = []
+        for column, groups in self.groups.items():
+            table = group_table(self.problem.y[self.splits.rows], decisions, groups, len(self.problem.schema.classes))
+            judged = [row for row in table if row["judged"]]
+            few = f"{len(table) - len(judged)} of {len(table)} groups too few to judge (fewer than {FEW_POSITIVES} "
+            few += "positives)" if binary else "rows)"
+            if len(judged) < 2:
+                sentences.append(f"By {column}: {few}: no worst-group verdict.")
+                continue
+            worst, best = min(judged, key=lambda row: row["recall"]), max(judged, key=lambda row: row["recall"])
+            text = f"By {column}, {found.learner} with {found.arm}: recall {worst['recall']:.3f} in the worst group, {worst['group']!r}"
+            text += f", {best['recall'] - worst['recall']:.3f} below the best, {best['group']!r}"
+            sentences.append(f"{text}; {few}." if len(judged) < len(table) else f"{text}.")
+        return sentences
+
+    @property
+    def detectable(self) -> str:
+        """How large a difference must be to be found, measured on the repeats that are finished; empty where there is no interval."""
+        question = self.protocol.primary
+        sizes = [v.detectable for v in self.verdicts(question) if v.low < v.high and v.arm not in (HALF.name, PLACEBO.name)]
+        sizes = [size for size in sizes if size == size]
+        if not sizes:
+            return ""
+        low, high = f"{min(sizes):.2g}", f"{max(sizes):.2g}"
+        spread = low if low == high else f"{low} to {high}, depending on the arm"
+        repeats = f"{self.repeats_done} repeat{'s' * (self.repeats_done != 1)}"
+        return (
+            f"Measured after {repeats}: 4 of 5 such studies would find a difference in {METRIC_WORDS[self.metrics[question]]} of {spread}."
+        )
 
     @property
     def provisional(self) -> list[str]:
         """Learners for which the rate of false claims has not been counted: their verdicts are provisional."""
-        return list(dict.fromkeys(v.learner for v in self.verdicts() if v.provisional))
+        found = {verdict.learner for verdict in self.verdicts() if verdict.provisional}
+        return [name for name in self.learners if name in found]
 
     @property
     def created(self) -> datetime:
@@ -794,6 +845,7 @@ class Study:
             metric=self._metric(question),
             cost=self.protocol.cost,
             candidates=baselines if chosen.is_baseline else None,
+            chosen=(chosen.learner, chosen.arm),
             seed=self.protocol.seed,
         )
         return replace(chosen, expected=expected)

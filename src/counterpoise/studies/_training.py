@@ -223,6 +223,13 @@ def problem_of_targets(y: npt.ArrayLike, *, task: str, positive: Any, groups: An
     if values.ndim != 1 or len(values) < 8:
         bad_input("y", f"shape {values.shape}", "one label or number per row, shape (n,) with n >= 8")
     check_choice("task", task, ("auto", "classification", "regression"))
+    missing = (
+        np.array([value is None or value != value for value in values]) if values.dtype.kind in "fO" else np.zeros(len(values), dtype=bool)
+    )
+    if missing.any():
+        bad_input("y", f"{int(missing.sum())} missing labels (the first at row {int(missing.argmax())})", "a label or number for every row")
+    if values.dtype == object and len({isinstance(value, str) for value in values}) > 1:
+        bad_input("y", "text and numbers in one column", "labels of one type")
     labels, codes = np.unique(values, return_inverse=True)
     classes: tuple[str, ...] = ()
     real = values.dtype.kind == "f" and not (values == np.round(values)).all()
