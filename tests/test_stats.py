@@ -208,3 +208,25 @@ def test_wilson_against_scipy() -> None:
         interval = reference.binomtest(k, n).proportion_ci(method="wilson")
         assert (low[i], high[i]) == pytest.approx((interval.low, interval.high))
     assert [float(bound) for bound in stats.wilson(0, 0)] == [0.0, 1.0]
+
+
+def test_the_mean_of_shares_has_the_limits_of_mover() -> None:
+    low, high = stats.wilson([18, 340], [18, 357])
+    p = np.array([1.0, 340 / 357])
+    found = stats.mean_of_shares(p, [18, 357])
+    assert found[0] == pytest.approx(p.mean())
+    assert found[1] == pytest.approx(p.mean() - np.sqrt(((p - low) ** 2).sum()) / 2)
+    assert found[2] == pytest.approx(p.mean() + np.sqrt(((high - p) ** 2).sum()) / 2)
+    assert stats.mean_of_shares([0.25], [40]) == pytest.approx((0.25, *(float(bound) for bound in stats.wilson(10, 40))))
+    assert stats.mean_of_shares([0.0, 0.0, 0.0], [5, 6, 7])[1] == pytest.approx(0) and stats.mean_of_shares([1.0, 1.0], [5, 6])[2] <= 1
+    assert stats.mean_of_shares([0.5, 0.5], [20, 20], level=0.5)[1] > stats.mean_of_shares([0.5, 0.5], [20, 20])[1]
+
+
+def test_limits_of_mover_hold_the_balanced_accuracy_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    true, n = np.array([0.9, 0.97]), np.array([18, 357])
+    held = 0
+    for counts in rng.binomial(n, true, size=(2000, 2)):
+        _, low, high = stats.mean_of_shares(counts / n, n)
+        held += low <= true.mean() <= high
+    assert 0.93 <= held / 2000 <= 0.985

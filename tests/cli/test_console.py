@@ -212,7 +212,7 @@ def test_groups_and_the_measured_power_are_said() -> None:
     assert text.count(FinishedStudy.detectable) == 1  # after the first repeat
     after = text[text.index("Repeat 1 of 5") :]
     assert after.index(FinishedStudy.detectable) < after.index("Repeat 2 of 5")
-    assert text.index("95 % intervals for all arms") < text.index(FinishedStudy.worst_groups[0]) < text.index("Moving the threshold alone")
+    assert text.index("Differences to the baseline") < text.index(FinishedStudy.worst_groups[0]) < text.index("Moving the threshold alone")
 
 
 @pytest.mark.parametrize(("width", "whole"), [(80, False), (200, True)])

@@ -101,6 +101,7 @@ def test_area_is_that_of_a_ranking_made_concave() -> None:
         (lambda: roc_convex_hull([0.1], [0.2]).optimal(1.5), r"prevalence: got 1.5; expected a number in \[0, 1\]"),
         (lambda: roc_convex_hull([0.1], [0.2]).optimal(0.5, cost_fp=0), "cost_fp: got 0; expected a number > 0"),
         (lambda: roc_convex_hull([0.1], [0.2]).optimal(0.5, cost_fn=-1), "cost_fn: got -1"),
+        (lambda: roc_convex_hull([0.1], [0.2]).optimal(0.5, cost_fn=np.inf), "cost_fn: got inf; expected a finite number > 0"),
     ],
 )
 def test_bad_input_is_refused(call, message) -> None:

@@ -6,9 +6,10 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
-from counterpoise.report import StudyView, study_page
+from counterpoise.report import Difference, QuestionPanel, StudyView, Undecided, study_page
 
 from ._sample import QUESTIONS, regression_view, study_view
 
@@ -252,3 +253,44 @@ def test_text_has_contrast(page, block):
         assert contrast(color, "paper") >= 4.5, color
         assert contrast(color, "tint") >= 4.5, color
     assert contrast("gray", "paper") >= 3
+
+
+def test_marks_of_one_size_are_not_explained():
+    part = study_view().calibration
+    alike = replace(part, curves=tuple(replace(curve, count=np.full(len(curve.count), 37.0)) for curve in part.curves))
+    said = "Larger marks stand for more rows"
+    assert said in study_page(study_view()) and said not in study_page(study_view(calibration=alike))
+
+
+def test_what_no_data_could_settle_has_no_number():
+    words = Reader(study_page(study_view(undecided=(Undecided("weights", "trees", "decisions", -0.02, 0.02, 431.0, 111_800),)))).words
+    assert "more than 20 \N{MULTIPLICATION SIGN}" in words.replace("\N{NO-BREAK SPACE}", " ") and "111,800" not in words
+
+
+def test_a_metric_is_named_once_and_differences_have_the_digits_of_their_rope():
+    rows = (Difference("weights", "linear", 0.00012, -0.0009, 0.0011, "undecided"),)
+    panel = QuestionPanel("ranking", "Ranking", "auroc", rows, rope=0.00017, unit="AUROC")
+    words = Reader(study_page(study_view(questions=(panel,), headline=()))).words
+    assert "difference in AUROC" in words and "(AUROC)" not in words and "auroc" not in words
+    assert "differences smaller than 0.00017 AUROC" in words
+    assert "+0.00012 (\N{MINUS SIGN}0.00090 to +0.00110)" in words
+
+
+def test_labels_of_the_thresholds_keep_apart_and_inside():
+    import matplotlib
+
+    from counterpoise.report import _figures, _plots
+
+    panel = replace(study_view().threshold, default=2.9)
+    with matplotlib.rc_context(), _plots.style():
+        fig = _figures._thresholds(panel)
+        fig.canvas.draw()
+        (ax,) = fig.axes
+        boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+        assert all(box.x1 <= fig.bbox.width for box in boxes.values())
+        assert boxes["precision"].y1 <= boxes["0.5"].y0 or not boxes["precision"].overlaps(boxes["0.5"])
+        assert not boxes["recall"].overlaps(boxes["0.5"]) and not boxes["balanced accuracy"].overlaps(boxes["0.5"])
+
+
+def test_a_wide_table_says_that_it_goes_on(page):
+    assert "scroll it sideways" in page and "overflow-x: auto" in page

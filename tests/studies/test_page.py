@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, precision_score, recall_sco
 from tests.studies.small import cells, numbers, small_study
 
 import counterpoise
+from counterpoise.groups import Groups
 from counterpoise.report._view import StudyView
 from counterpoise.studies import Study, TrainingKit, _study
 from counterpoise.studies._page import TITLES, study_view
@@ -130,8 +132,63 @@ def test_groups_are_counted(study: Study, view: StudyView) -> None:
     assert table.worst == min(row.recall for row in table.rows) and sum(row.is_worst for row in table.rows) == 1
 
 
+def test_the_worst_group_is_said_in_the_terminal(study: Study, view: StudyView, monkeypatch: pytest.MonkeyPatch) -> None:
+    (table,) = view.groups
+    worst = next(row for row in table.rows if row.is_worst)
+    (line,) = study.worst_groups
+    assert f"recall {worst.recall:.3f} in the worst group, {worst.name!r}, {table.gap:.3f} below the best" in line
+    groups = study.problem.groups["city"]
+    ids = np.where((groups.ids == 0) & (np.cumsum(groups.ids == 0) > 30), 1, groups.ids)
+    few = replace(study.problem, groups={"city": Groups(ids, groups.names, groups.kind)})
+    monkeypatch.setattr(study, "problem", few)
+    assert study.worst_groups == ["By city: 1 of 2 groups too few to judge (fewer than 20 positives): no worst-group verdict."]
+
+
+def test_groups_that_are_too_small_leave_no_gap_and_no_column(tmp_path: Path) -> None:
+    rare = numbers(240, 60).with_columns(city=pl.Series(["Oslo"] * 10 + ["Bergen"] * 230).shuffle(seed=3))
+    study = small_study(rare, target="y", groups="city", remedies=["weights"], folds=3, out=tmp_path)
+    view = study_view(study)
+    assert not study.verdicts("groups") and "groups" not in [panel.question for panel in view.questions]
+    (table,) = view.groups
+    assert np.isnan(table.worst) and np.isnan(table.gap) and not any(row.is_worst for row in table.rows)
+    assert "1 of 2 groups too few to judge" in study.worst_groups[0]
+    page = text_of(study.report().read_text())
+    assert "below the best" not in page and "too few to judge" in page
+
+
+def test_learners_have_one_order(study: Study, view: StudyView) -> None:
+    assert study.learners == ["linear", "trees"]
+    for rows in (*(panel.rows for panel in view.questions), view.headline):
+        assert list(dict.fromkeys(row.learner for row in rows)) == ["linear", "trees"]
+    assert study.threshold_gain.index("linear") < study.threshold_gain.index("trees")
+
+
+def test_what_the_threshold_is_worth_has_its_interval(study: Study) -> None:
+    halves = {v.learner: v for v in study.verdicts("decisions") if v.arm == "nothing@0.5"}
+    for learner, v in halves.items():
+        assert f"{learner} {0 - v.estimate:+.3f} [{0 - v.high:+.3f}, {0 - v.low:+.3f}]" in study.threshold_gain
+
+
+def test_the_measured_power_is_that_of_the_verdicts(study: Study) -> None:
+    sizes = [v.detectable for v in study.verdicts() if v.arm not in ("nothing@0.5", "placebo") and v.low < v.high]
+    assert study.detectable == (
+        "Measured after 2 repeats: 4 of 5 such studies would find a difference in balanced accuracy of "
+        f"{min(sizes):.2g} to {max(sizes):.2g}, depending on the arm."
+    )
+
+
+def test_the_table_knows_the_ropes(study: Study) -> None:
+    by_key = {(v.learner, v.arm): v.rope for v in study.verdicts("probabilities")}
+    for row in study.table():
+        assert row["rope"].get("probabilities") == by_key.get((row["learner"], row["arm"]))
+
+
 def test_undecided_arms_say_what_it_would_take(study: Study, view: StudyView) -> None:
-    undecided = [v for q in study.questions for v in study.verdicts(q) if v.verdict == "undecided" and v.arm != "placebo"]
+    undecided = [
+        v for q in study.questions for v in study.verdicts(q) if v.verdict == "undecided" and v.arm not in ("placebo", "nothing@0.5")
+    ]
+    assert any(v.arm == "nothing@0.5" and v.verdict == "undecided" for q in study.questions for v in study.verdicts(q))
+    assert "nothing@0.5" not in {row.arm for row in view.undecided}
     assert len(view.undecided) == len(undecided) > 0
     first = view.undecided[0]
     assert first.positives is None or first.positives == int(np.ceil((first.times - 1) * 160))

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import log_softmax
 
 from counterpoise._errors import InputError
-from counterpoise._stats import bonferroni, paired_t
+from counterpoise._stats import bonferroni, mean_of_shares, paired_t
 from counterpoise.groups import Groups
 from counterpoise.studies._differences import Board, arm_values, family_of
 from counterpoise.studies._recommendation import (
@@ -525,6 +525,34 @@ def test_a_real_gain_is_kept() -> None:
     assert found.low < found.value < found.high
 
 
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "accuracy"])
+def test_rows_that_were_never_missed_leave_an_interval(metric: str) -> None:
+    y = np.repeat([1, 0], [18, 357])
+    fold = np.arange(375)[None] % 5
+    score = np.where(y == 1, 1.0, -1.0)[None, None] * np.array([1.0, 2.0])[:, None, None]
+    perfect = Board("linear", ["nothing", "weights"], y, fold, score, (score > 0).astype(np.int64))
+    found = bias_corrected_expectation([perfect], "decisions", task="binary", metric=metric, draws=50)
+    least = mean_of_shares([1.0, 1.0], [18, 357]) if metric == "balanced_accuracy" else mean_of_shares([1.0], [375])
+    assert (found.value, found.low, found.high) == pytest.approx(least)
+    if metric == "balanced_accuracy":
+        assert found.sentence() == "Expect balanced accuracy of about 1.00 (0.91 to 1.00)."
+    # Copies of a row are one row: with nine distinct positives the interval is wider.
+    copied = replace(perfect, blocks=np.where(y == 1, np.arange(375) // 2, np.arange(375)), has_blocks=True)
+    assert bias_corrected_expectation([copied], "decisions", task="binary", metric=metric, draws=50).low < found.low
+
+
+def test_the_arm_that_is_recommended_sets_the_least_interval() -> None:
+    y = np.repeat([1, 0], [18, 357])
+    score = np.where(y == 1, 1.0, -1.0) * np.ones((2, 1, 1))
+    score[0, 0, :9] = -1.0  # the baseline misses half of the positives
+    b = Board("linear", ["nothing", "weights"], y, np.arange(375)[None] % 5, score, (score > 0).astype(np.int64))
+    options: dict[str, Any] = {"task": "binary", "draws": 50}
+    own = bias_corrected_expectation([b], "decisions", chosen=("linear", "nothing"), **options)
+    least = mean_of_shares([0.5, 1.0], [18, 357])
+    assert own.low <= least[1] + 1e-12
+    assert bias_corrected_expectation([b], "decisions", **options).low > least[2]  # that of the better arm
+
+
 @pytest.mark.parametrize(("question", "metric"), [("ranking", "auroc"), ("probabilities", "log_loss"), ("decisions", "f1")])
 def test_expectation_of_other_metrics(question: str, metric: str) -> None:
     b = board(0.6, n=1500, positives=300)
@@ -566,6 +594,10 @@ def test_the_holdout_confirms_contradicts_or_neither() -> None:
     assert holdout_verdict(b.y, better, base, d_better, d_base, **options).outcome == "contradicted"
     same = holdout_verdict(b.y, base, base, d_base, d_base, **options)
     assert (same.outcome, same.low, same.high) == ("not contradicted", 0.0, 0.0)
+    recalls = [float((d_base[b.y == c] == c).mean()) for c in (1, 0)]
+    mean, low, high = mean_of_shares(recalls, [600, 1400])
+    assert (same.value, same.value_low, same.value_high) == pytest.approx((mean, low, high))
+    assert same.sentence() == f"On 2,000 rows locked away until now: balanced accuracy {mean:.2f} ({low:.2f} to {high:.2f})."
 
 
 def test_the_holdout_interval_is_one_plain_comparison() -> None:

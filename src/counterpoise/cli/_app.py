@@ -57,17 +57,19 @@ Target = Annotated[str | None, typer.Option("--target", metavar="COL", help="The
 Positive = Annotated[str | None, typer.Option("--positive", metavar="LABEL", help="The class that matters; by default the rarer one.")]
 Task = Annotated[str | None, typer.Option("--task", metavar="TASK", help="classification or regression, where the target leaves it open.")]
 Group = Annotated[
-    list[str] | None, typer.Option("--group", metavar="COL", help="Report results for each group of this column as well. Repeatable.")
+    list[str] | None,
+    typer.Option("--group", metavar="COL", help="Report results for each group of this column as well. Repeatable, or a,b."),
 ]
 Cluster = Annotated[
     str | None, typer.Option("--cluster", metavar="COL", help="Rows with the same value (patient, customer) stay in one fold.")
 ]
 Time = Annotated[str | None, typer.Option("--time", metavar="COL", help="Always train on the past and test on the future of this column.")]
 Weight = Annotated[str | None, typer.Option("--weight", metavar="COL", help="Weight of each row in training.")]
-TextColumn = Annotated[list[str] | None, typer.Option("--text", metavar="COL", help="Use this column as text. Repeatable.")]
-Drop = Annotated[list[str] | None, typer.Option("--drop", metavar="COL", help="Leave this column out. Repeatable.")]
+TextColumn = Annotated[list[str] | None, typer.Option("--text", metavar="COL", help="Use this column as text. Repeatable, or a,b.")]
+Drop = Annotated[list[str] | None, typer.Option("--drop", metavar="COL", help="Leave this column out. Repeatable, or a,b.")]
 Keep = Annotated[
-    list[str] | None, typer.Option("--keep", metavar="COL", help="Use this column even if it looks like an id or a leak. Repeatable.")
+    list[str] | None,
+    typer.Option("--keep", metavar="COL", help="Use this column even if it looks like an id or a leak. Repeatable, or a,b."),
 ]
 NoHeader = Annotated[bool, typer.Option("--no-header", help="The first line is data; columns are called x0, x1, ...")]
 MergeRare = Annotated[bool, typer.Option("--merge-rare", help="Join classes with fewer rows than folds into one.")]

@@ -96,7 +96,8 @@ class BalancedClassSampler(PassSampler[int]):
         rank: int | None = None,
     ) -> None:
         ids, self.classes, counts = _read(labels)
-        check_range("ratio", ratio, low=1.0)
+        if ratio != float("inf"):  # which leaves the classes as they are
+            check_range("ratio", ratio, low=1.0)
         target = balanced_counts(counts, ratio, replacement)
         n, available = len(ids), int(target.sum())
         if num_samples is None:

@@ -110,6 +110,8 @@ class PassSampler(Sampler[Item]):
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where :meth:`state_dict` was taken: the next pass is the rest of that one, with that seed."""
+        if not isinstance(state, Mapping):
+            bad_input("state", state, f"what state_dict() gives: {', '.join(_STATE)}")
         if missing := [name for name in _STATE if name not in state]:
             bad_input("state", f"no {', '.join(missing)}", f"what state_dict() gives: {', '.join(_STATE)}")
         for name, here in (("num_replicas", self.num_replicas), ("num_samples", self.num_samples)):

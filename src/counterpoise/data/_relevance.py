@@ -30,6 +30,7 @@ Relevance = str | Sequence[Sequence[float]] | npt.NDArray[Any] | Callable[[Float
 
 EXTREMES = ("both", "low", "high")
 STRATEGIES = ("balance", "extreme", "over")
+MOST_ROWS = 2**31  # more is a slip of the pen
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,9 @@ def control_points(y: FloatArray, extremes: str = "both", coef: float = 1.5) -> 
     high_matters = extremes != "low" and bool((y > high).any())
     if not low_matters and not high_matters:
         side = "" if extremes == "both" else f" {extremes}"
-        edge = np.quantile(y, 0.05 if extremes == "low" else 0.95)
         bad_input(
             "y", f"no{side} value beyond the whiskers of its box plot, {low:g} and {high:g}", "rare values to make more of",
-            f"Say which values are rare, such as relevance=[({median:g}, 0), ({edge:g}, 1)].",
+            _advice(y, median, extremes),
         )  # fmt: skip
     points = [(median, 0.0)]
     if low_matters:
@@ -86,6 +86,18 @@ def control_points(y: FloatArray, extremes: str = "both", coef: float = 1.5) -> 
     elif y.max() > median:
         points.append((float(y.max()), 0.0))
     return np.array(points)
+
+
+def _advice(y: FloatArray, median: float, extremes: str) -> str:
+    """Control points that this target would take, with digits enough to tell them apart."""
+    quantile, end = (0.05, y.min()) if extremes == "low" else (0.95, y.max())
+    edge = float(np.quantile(y, quantile))
+    edge = edge if edge != median else float(end)
+    if edge == median:
+        return "" if y.min() < y.max() else "All targets are equal: nothing can be rare."
+    digits = next(digits for digits in range(6, 18) if f"{median:.{digits}g}" != f"{edge:.{digits}g}")
+    points = sorted([(median, 0), (edge, 1)])
+    return "Say which values are rare, such as relevance=[" + ", ".join(f"({value:.{digits}g}, {how})" for value, how in points) + "]."
 
 
 def _hinges(y: FloatArray) -> tuple[float, float, float]:
@@ -141,8 +153,16 @@ def wanted_sizes(sizes: Sequence[int], strategy: str | Sequence[float]) -> list[
         equal, turned = np.full(len(n), n.sum() / len(n)), n.sum() / n / (1 / n).sum()
         wanted = {"balance": equal, "extreme": turned, "over": np.full(len(n), n.max())}[strategy]
     else:
-        factors = np.asarray(strategy, dtype=np.float64)
+        accepted = f"a factor > 0 for each of the {len(n)} ranges of the target"
+        try:
+            factors = np.asarray(strategy, dtype=np.float64)
+        except (TypeError, ValueError):
+            factors = np.empty(())
+        if not factors.ndim:
+            bad_input("sampling_strategy", strategy, f"one of {', '.join(STRATEGIES)}, or {accepted}")
         if factors.shape != n.shape or not (np.isfinite(factors) & (factors > 0)).all():
-            bad_input("sampling_strategy", list(strategy), f"a factor > 0 for each of the {len(n)} ranges of the target")
+            bad_input("sampling_strategy", list(strategy), accepted)
         wanted = n * factors
+        if wanted.sum() > MOST_ROWS:
+            bad_input("sampling_strategy", strategy, f"factors that make at most {MOST_ROWS:,} rows, not {wanted.sum():,.0f}")
     return [max(1, round(size)) for size in wanted.tolist()]

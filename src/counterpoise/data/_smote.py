@@ -66,7 +66,8 @@ class SMOTE(InterpolatingSampler):
     Raises
     ------
     InputError
-        If a class to grow has one row, or (``on_few="raise"``) not more than k; if a value is NaN or infinite.
+        If a class to grow has one row, or (``on_few="raise"``) not more than k; if a value is NaN, infinite, text or a date, or so
+        large (above about 1e153, in float32 1e18) that squares of differences overflow.
     ValueError
         From imbalanced-learn, if there is one class, or a strategy asks for fewer rows than there are.
 

@@ -189,7 +189,7 @@ class SMOTEENN(_CleanedSMOTE):
 
 def tomek_links(X: Any, y: npt.NDArray[Any], pairs: Indices, n_jobs: int | None = None) -> Mask:
     """Mask (n,) of rows in a Tomek link: (a, b) of different classes, with no row nearer to a than b, or to b than a."""
-    X, linked = centered(X), np.zeros(len(y), dtype=bool)
+    X, linked = centered(_subtractable(X)), np.zeros(len(y), dtype=bool)
     known = known_distances(X, pairs, 1)
     classes, counts = np.unique(y, return_counts=True)
     for label in np.delete(classes, counts.argmax()):  # every link has an end outside the largest class
@@ -209,7 +209,7 @@ def tomek_links(X: Any, y: npt.NDArray[Any], pairs: Indices, n_jobs: int | None 
 
 def among_their_own(X: Any, y: npt.NDArray[Any], k: int, pairs: Indices, n_jobs: int | None = None) -> Mask:
     """Mask (n,) of rows whose k nearest rows are all of their class."""
-    X, k = centered(X), min(k, len(y) - 1)
+    X, k = centered(_subtractable(X)), min(k, len(y) - 1)
     if has_few_columns(X):
         # In a tree a rival far away takes longer to find than the nearest rows of any class.
         return np.asarray((y[_closest(X, None, np.arange(len(y)), k, n_jobs, exclude_self=True)] == y[:, None]).all(axis=1))
@@ -249,6 +249,11 @@ def known_distances(X: Any, pairs: Indices, k: int) -> npt.NDArray[np.float64]:
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     known[rows[rank == k - 1]] = distances[rank == k - 1]
     return known
+
+
+def _subtractable(X: Any) -> Any:
+    """X, as float64 where its differences might not fit its own type: booleans, small and unsigned integers, half precision."""
+    return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 
 
 def squared_distances(X: Any, one: Indices, other: Indices) -> npt.NDArray[np.float64]:

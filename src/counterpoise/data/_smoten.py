@@ -22,6 +22,7 @@ from sklearn.preprocessing import OrdinalEncoder
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import validate_data
 
+from ._checks import naming_missing
 from ._neighbors import NominalRows
 from ._smotenc import most_frequent
 from ._synthetic import NEIGHBORS, Synthetic, SyntheticOverSampler
@@ -95,7 +96,8 @@ class SMOTEN(SyntheticOverSampler):
 
     def _check_X_y(self, X: Any, y: Any) -> tuple[Any, Any, bool]:
         y, binarized = check_target_type(plain_target(y), indicate_one_vs_all=True)
-        X, y = validate_data(self, X=X, y=y, reset=True, dtype=None, accept_sparse=["csr", "csc"])
+        with naming_missing(X):
+            X, y = validate_data(self, X=X, y=y, reset=True, dtype=None, accept_sparse=["csr", "csc"])
         return X, y, binarized
 
     def _warn_of_integers(self, X: Any) -> None:

@@ -10,6 +10,7 @@ numbers, and for each category the one most frequent among the k neighbors of x.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,9 +25,10 @@ from sklearn.utils.validation import validate_data
 
 from counterpoise._errors import bad_input, listing
 
+from ._checks import check_finite, check_numeric, check_squares, naming_text
 from ._neighbors import MixedRows
 from ._smote import SMOTE, draw_parents
-from ._synthetic import InterpolatingSampler, Synthetic, check_finite, interpolate
+from ._synthetic import InterpolatingSampler, Synthetic, interpolate
 from ._tables import as_dtype, column_at, columns_of, is_pandas, is_polars, names_of, plain_target
 
 __all__ = ["SMOTENC", "most_frequent"]
@@ -131,7 +133,8 @@ class SMOTENC(InterpolatingSampler):
         if not (is_pandas(X) or is_polars(X)):
             return as_dtype(X, self.dtype)
         self._find_columns(X)
-        return as_dtype(X, self.dtype, self.continuous_features_.tolist())
+        with self._naming_unlisted(X):
+            return as_dtype(X, self.dtype, self.continuous_features_.tolist())
 
     def _warn_of_integers(self, X: Any) -> None:
         """Nothing: the caller has said which columns are categories."""
@@ -152,7 +155,7 @@ class SMOTENC(InterpolatingSampler):
         if not len(categorical):
             bad_input(
                 "categorical_features", "no column", "at least one",
-                "SMOTE-NC is not designed to work only with numerical features; SMOTE is.",
+                f"SMOTE-NC is not designed to work only with numerical features; SMOTE is.{self._what_auto_takes()}",
             )  # fmt: skip
         self.categorical_features_ = categorical
         self.continuous_features_ = np.setdiff1d(np.arange(n_columns), categorical)
@@ -192,10 +195,26 @@ class SMOTENC(InterpolatingSampler):
         return Synthetic(new, labels, parents, gaps)
 
     def _check_numbers(self, X: Any) -> None:
-        names = names_of(X)
+        names, n_squares = names_of(X), X.shape[0] * len(self.continuous_features_)  # spreads are sums over all rows
         for position in self.continuous_features_:
-            values = check_array(columns_of(X, [position]), ensure_all_finite=False)
+            with self._naming_unlisted(X):
+                values = check_array(columns_of(X, [position]), ensure_all_finite=False)
+            check_numeric(values, name=names[position])
             check_finite(values, [names[position]])
+            check_squares(values, [names[position]], terms=n_squares, dtype=np.float64)  # distances are taken in double
+
+    def _naming_unlisted(self, X: Any) -> AbstractContextManager[None]:
+        """Names the column of text that is not among the categories."""
+        hint = f"List it in categorical_features, or cast it to a categorical dtype.{self._what_auto_takes()}"
+        accepted = "numbers in the columns that categorical_features leaves out"
+        return naming_text(X, hint, accepted, columns=self.continuous_features_.tolist())
+
+    def _what_auto_takes(self) -> str:
+        if not isinstance(self.categorical_features, str):
+            return ""
+        return (
+            " 'auto' takes the columns of dtype category (pandas), or Categorical and Enum (polars); columns of strings are not among them."
+        )
 
     def _fit_encoder(self, categories: Any) -> Any:
         encoder = OneHotEncoder(handle_unknown="ignore") if self.categorical_encoder is None else clone(self.categorical_encoder)

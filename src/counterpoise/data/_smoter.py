@@ -25,6 +25,7 @@ from sklearn.utils.validation import validate_data
 
 from counterpoise._errors import bad_input, check_choice, check_range
 
+from ._checks import check_jobs
 from ._neighbors import nearest
 from ._relevance import EXTREMES, STRATEGIES, Relevance, TargetRange, find_ranges, relevance_of, wanted_sizes
 from ._target_tables import NewRows, TargetTable, as_table, category_columns, put_together, read_target, stack, take_apart, target_as_given
@@ -86,8 +87,8 @@ class SMOTER(OneToOneFeatureMixin, BaseEstimator):  # type: ignore[misc]
     Raises
     ------
     InputError
-        If no value is rare or all are; a rare range has one row; ``y`` does not hold finite numbers; a number is missing or infinite; a
-        column holds neither numbers nor categories; or a parameter is out of its range.
+        If no value is rare or all are; a rare range has one row; ``y`` does not hold finite numbers; a number is missing, infinite or above
+        about 1e150; a column holds neither numbers nor categories; or a parameter is out of its range.
 
     Notes
     -----
@@ -228,6 +229,7 @@ class SMOTER(OneToOneFeatureMixin, BaseEstimator):  # type: ignore[misc]
         check_range("coef", self.coef, low=0, open_low=True)
         check_range("k_neighbors", self.k_neighbors, low=1, integer=True)
         check_choice("on_few", self.on_few, ("reduce_k", "raise"))
+        check_jobs(self.n_jobs)
         if isinstance(self.sampling_strategy, str):
             check_choice("sampling_strategy", self.sampling_strategy, STRATEGIES, "Else one factor for each range of the target.")
 
@@ -252,4 +254,7 @@ def between(table: TargetTable, parents: IntArray, rng: np.random.Generator) -> 
 def _generator(random_state: Any) -> np.random.Generator:
     if isinstance(random_state, np.random.RandomState):
         return np.random.default_rng(random_state.randint(2**31))
-    return np.random.default_rng(random_state)
+    try:
+        return np.random.default_rng(random_state)
+    except (TypeError, ValueError):
+        bad_input("random_state", random_state, "None, a seed >= 0, a numpy.random.Generator or a RandomState")

@@ -18,17 +18,30 @@ from sklearn.preprocessing import label_binarize
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, validate_data
+from sklearn.utils.validation import validate_data
 
 from counterpoise._errors import bad_input, listing
 
+from ._checks import check_finite, check_jobs, check_names, check_numeric, check_squares, naming_text
 from ._neighbors import EuclideanRows, Rows, nearest, without_self
-from ._tables import as_dtype, extend, integer_columns, is_pandas, is_polars, names_of, plain_target, target_like
+from ._tables import (
+    as_dtype,
+    as_whole,
+    extend,
+    integer_columns,
+    is_pandas,
+    is_polars,
+    names_of,
+    plain_table,
+    plain_target,
+    target_like,
+)
 
 __all__ = ["InterpolatingSampler", "Synthetic", "SyntheticOverSampler", "TableSampler", "interpolate"]
 
 NEIGHBORS = [Interval(numbers.Integral, 1, None, closed="left"), HasMethods(["kneighbors", "kneighbors_graph"])]
 ROWS_AT_ONCE = 8192
+TEXT_HINT = "SMOTENC takes columns of categories as they are; for other samplers encode them first."
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class TableSampler(BaseSampler):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array, list, sparse matrix (CSR, CSC), pandas or polars frame, shape (n, d)
+        X : array, list, sparse matrix (CSR, CSC), pandas or polars frame, shape (n, d); or a tensor, which comes back as an array
         y : array, list, series or one-column frame, shape (n,); or one-hot, shape (n, K)
             Class labels, of any type.
 
@@ -62,6 +75,9 @@ class TableSampler(BaseSampler):  # type: ignore[misc]
             Of the types, names and dtypes of ``X`` and ``y``.
         """
         self._validate_params()
+        check_jobs(self.n_jobs)
+        X = plain_table(X)
+        check_names(X)
         target, y = y, plain_target(y)
         check_classification_targets(y)
         table = X = X if self.dtype == "preserve" else self._with_dtype(X)
@@ -79,12 +95,19 @@ class TableSampler(BaseSampler):  # type: ignore[misc]
 
     def _check_X_y(self, X: Any, y: Any) -> tuple[Any, Any, bool]:
         y, binarized = check_target_type(plain_target(y), indicate_one_vs_all=True)
-        array, y = validate_data(self, X=X, y=y, reset=True, accept_sparse=["csr", "csc"], ensure_all_finite=False)
-        check_finite(array, names_of(X if hasattr(X, "columns") else array))
+        with naming_text(X, TEXT_HINT):
+            array, y = validate_data(self, X=X, y=y, reset=True, accept_sparse=["csr", "csc"], ensure_all_finite=False)
+            if array.dtype == object:  # of a frame with several types of columns
+                array = array.astype(np.float64)
+        check_numeric(array, X)
+        names = names_of(X if hasattr(X, "columns") else array)
+        check_finite(array, names)
+        check_squares(array, names, terms=array.shape[1])
         return array, y, binarized
 
     def _with_dtype(self, X: Any) -> Any:
-        return as_dtype(X, self.dtype)
+        with naming_text(X, TEXT_HINT):
+            return as_dtype(X, self.dtype)
 
     def _warn_of_integers(self, X: Any) -> None:
         """Only where the invented values are rounded without anybody having said that the column is a number."""
@@ -221,33 +244,22 @@ def interpolate(X: Any, parents: npt.NDArray[np.intp], gaps: Any) -> Any:
     r""":math:`x + g (x_{nn} - x)` for rows of X.
 
     ``parents`` (m, 2) are positions of :math:`x` and :math:`x_{nn}`; ``gaps`` are (m,), or (m, d) with one g per column (sparse if X is).
-    The result has the dtype of X, except that points between integers are float64.
+    The result has the dtype of X, except that points between booleans are float64. Points between integers are rounded.
     """
     start, end = parents[:, 0], parents[:, 1]
     if sparse.issparse(X):
         step = (X[end] - X[start]).multiply(gaps if sparse.issparse(gaps) else gaps[:, None])
         return (X[start] + step).astype(X.dtype)
-    exact = X.dtype.kind != "f"
-    out = np.empty((len(parents), X.shape[1]), dtype=np.float64 if exact else X.dtype)
+    # Unsigned integers and booleans cannot be subtracted, and differences of half precision overflow it.
+    work = np.promote_types(X.dtype, np.float32) if X.dtype.kind == "f" else np.dtype(np.float64)
+    whole = X.dtype.kind in "iu"
+    out = np.empty((len(parents), X.shape[1]), dtype=X.dtype if whole or X.dtype.kind == "f" else work)
     for first in range(0, len(parents), ROWS_AT_ONCE):
         part = slice(first, first + ROWS_AT_ONCE)
         one, other = X[start[part]], X[end[part]]
-        if exact:  # unsigned integers and booleans cannot be subtracted
-            one, other = one.astype(np.float64), other.astype(np.float64)
         g = gaps[part] if gaps.ndim == 2 else gaps[part, None]
-        out[part] = one + g * (other - one)
+        start_at, end_at = one.astype(work, copy=False), other.astype(work, copy=False)
+        points = start_at + g * (end_at - start_at)
+        # Beyond 2**53 float64 does not hold every integer, so a point may be rounded past its parents.
+        out[part] = np.clip(as_whole(points, X.dtype), np.minimum(one, other), np.maximum(one, other)) if whole else points
     return out
-
-
-def check_finite(X: Any, names: list[Any]) -> None:
-    """Raise with the names of the columns that hold NaN or infinity."""
-    try:
-        assert_all_finite(X)
-    except ValueError:
-        if sparse.issparse(X):
-            cells = X.tocoo()
-            wrong = np.unique(cells.col[~np.isfinite(cells.data)])
-        else:
-            wrong = np.flatnonzero(~np.isfinite(X).all(axis=0))
-        columns = f"NaN or infinity in column {listing(names[i] for i in wrong)}"
-        bad_input("X", columns, "finite numbers", "Impute before resampling, as a step of the same pipeline.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from scipy import sparse
 
 __all__ = [
     "as_dtype",
+    "as_whole",
+    "cells_of",
     "column_at",
     "columns_of",
     "extend",
@@ -19,6 +21,7 @@ __all__ = [
     "is_pandas",
     "is_polars",
     "names_of",
+    "plain_table",
     "plain_target",
     "target_like",
 ]
@@ -33,6 +36,14 @@ def is_pandas(table: Any) -> bool:
 def is_polars(table: Any) -> bool:
     polars = sys.modules.get("polars")
     return polars is not None and isinstance(table, (polars.DataFrame, polars.Series))
+
+
+def plain_table(table: Any) -> Any:
+    """Tensors become arrays; NumPy has no bfloat16, so half precision becomes single. The rest stays."""
+    if hasattr(table, "detach"):
+        table = table.detach().cpu()
+        return (table.float() if table.is_floating_point() and table.itemsize < 4 else table).numpy()
+    return table
 
 
 def names_of(table: Any) -> list[Any]:
@@ -60,6 +71,18 @@ def column_at(table: Any, position: int, rows: npt.NDArray[np.intp]) -> Any:
     if is_polars(table):
         return table[:, position][rows]
     return table[:, [position]].toarray()[rows, 0] if sparse.issparse(table) else table[rows, position]
+
+
+def cells_of(table: Any) -> Iterator[tuple[Any, npt.NDArray[Any]]]:
+    """Name and values of each column of a frame, an array or a list of rows; nothing of anything else."""
+    if is_pandas(table) and hasattr(table, "columns"):
+        yield from ((name, table.iloc[:, position].to_numpy()) for position, name in enumerate(table.columns))
+    elif is_polars(table) and hasattr(table, "columns"):
+        yield from ((name, table[:, position].to_numpy()) for position, name in enumerate(table.columns))
+    elif isinstance(table, (list, np.ndarray)):
+        values = np.asarray(table, dtype=object) if isinstance(table, list) else table
+        if values.ndim == 2:
+            yield from enumerate(values.T)
 
 
 def integer_columns(table: Any) -> list[Any]:
@@ -106,7 +129,7 @@ def extend(table: Any, new: Any, kept: npt.NDArray[np.intp] | None = None) -> An
     out[:n] = old
     for position, values in enumerate(columns):
         where = (slice(n, None), position) if isinstance(new, list) else slice(n, None)
-        out[where] = np.rint(values) if _must_round(values, old.dtype.kind in "iub") else values
+        out[where] = as_whole(values, old.dtype) if _must_round(values, old.dtype.kind in "iub") else values
     return out
 
 
@@ -123,7 +146,8 @@ def _extend_pandas(table: Any, new: Any, kept: Any) -> Any:
         for position, (values, dtype) in enumerate(zip(_columns(new), table.dtypes, strict=True)):
             if not is_pandas(values):
                 whole = is_bool_dtype(dtype) or is_integer_dtype(dtype)
-                values = pandas.Series(np.rint(values) if _must_round(values, whole) else values).astype(dtype)
+                kind = getattr(dtype, "numpy_dtype", dtype)  # that of pandas' own integers, which may be missing
+                values = pandas.Series(as_whole(values, kind) if _must_round(values, whole) else values).astype(dtype)
             columns[position] = values
         rows = pandas.DataFrame(columns)
     rows.columns = table.columns
@@ -141,7 +165,9 @@ def _extend_polars(table: Any, new: Any, kept: Any) -> Any:
         elif values.dtype == object:
             columns.append(polars.Series(name, values.tolist(), dtype=dtype))
         else:
-            rounded = np.rint(values) if _must_round(values, dtype.is_integer() or dtype == polars.Boolean) else values
+            kind = str(dtype).lower()  # Int64 is int64; Boolean, and integers of 128 bits, have no such name in NumPy
+            whole = dtype.is_integer() or dtype == polars.Boolean
+            rounded = as_whole(values, getattr(np, kind, None) or np.bool_) if _must_round(values, whole) else values
             columns.append(polars.Series(name, np.ascontiguousarray(rounded)).cast(dtype))
     return polars.concat([old, polars.DataFrame(columns)])
 
@@ -154,9 +180,21 @@ def _must_round(values: npt.NDArray[Any], whole: bool) -> bool:
     return whole and values.dtype.kind == "f"
 
 
+def as_whole(values: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Floats as the nearest integers of a type, which beyond its ends are the ends; for booleans the nearest of 0.0 and 1.0."""
+    nearest, kind = np.rint(values), np.dtype(dtype)
+    if kind.kind not in "iu":
+        return np.asarray(nearest)
+    limits = np.iinfo(kind)
+    beyond = nearest >= float(limits.max)  # a float64 may be 2**63 but not 2**63 - 1
+    whole = np.where(beyond, 0, np.maximum(nearest, float(limits.min))).astype(kind)
+    whole[beyond] = limits.max
+    return np.asarray(whole)
+
+
 def plain_target(y: Any) -> Any:
-    """The target as scikit-learn reads it: polars becomes NumPy, the rest stays."""
-    return y.to_numpy() if is_polars(y) else y
+    """The target as scikit-learn reads it: polars and tensors become NumPy, the rest stays."""
+    return y.to_numpy() if is_polars(y) else plain_table(y)
 
 
 def target_like(y: Any, values: npt.NDArray[Any]) -> Any:

@@ -11,9 +11,10 @@ from scipy import sparse
 
 from counterpoise._errors import bad_input, check_choice
 
+from ._checks import check_names, check_squares
 from ._neighbors import EuclideanRows, MixedRows, Rows
 from ._smotenc import _positions
-from ._tables import extend, is_pandas, is_polars, names_of, plain_target, target_like
+from ._tables import as_whole, extend, is_pandas, is_polars, names_of, plain_table, plain_target, target_like
 
 __all__ = [
     "NewRows",
@@ -69,12 +70,19 @@ def stack(parts: list[NewRows], table: TargetTable) -> NewRows:
 def as_table(X: Any) -> Any:
     """A frame as it is, anything else as a two-dimensional array."""
     if is_pandas(X) or is_polars(X):
-        return X
+        check_names(X)
+        return _with_columns(X)
     if sparse.issparse(X):
         bad_input("X", "a sparse matrix", "a dense table", "Convert it with .toarray().")
-    table = np.asarray(X)
+    table = np.asarray(plain_table(X))
     if table.ndim != 2:
         bad_input("X", f"shape {table.shape}", "a table, shape (n, d)")
+    return _with_columns(table)
+
+
+def _with_columns(table: Any) -> Any:
+    if not table.shape[1]:
+        bad_input("X", f"shape {table.shape}", "a table with at least one column")
     return table
 
 
@@ -100,6 +108,9 @@ def take_apart(table: Any, categories: list[int], y: FloatArray) -> TargetTable:
     numbers = [_numbers(table, position, name) for position, name in enumerate(names) if position not in categories]
     codes = [_codes(table, position, names[position]) for position in categories]
     matrix = np.column_stack(numbers) if numbers else np.empty((n, 0))
+    numeric = [name for position, name in enumerate(names) if position not in categories]
+    check_squares(matrix, numeric, terms=max(matrix.size, 1))
+    check_squares(y[:, None], None, terms=n, argument="y")
     width = np.ptp(matrix, axis=0)
     scaled = matrix / np.where(width > 0, width, 1.0)
     return TargetTable(matrix, scaled, np.column_stack(codes) if codes else np.empty((n, 0), dtype=np.int64), y)
@@ -187,7 +198,7 @@ def target_as_given(y: Any, values: FloatArray) -> Any:
     """Targets as ``y`` came; whole numbers if it holds those."""
     if not is_pandas(y):
         dtype = np.asarray(plain_target(y)).dtype
-        return target_like(y, (np.rint(values) if dtype.kind in "iu" else values).astype(dtype))
+        return target_like(y, as_whole(values, dtype) if dtype.kind in "iu" else values.astype(dtype))
     return target_like(y, np.rint(values) if all(kind in "iu" for kind in _kinds(y)) else values)
 
 

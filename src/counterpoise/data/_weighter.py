@@ -19,7 +19,9 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, v
 from counterpoise._errors import bad_input, check_choice, check_range, listing
 from counterpoise._likelihood import ETA, GAMMA, check_likelihood, check_strength, cluster_likelihood, dequity, mean_scale
 
+from ._checks import check_names, check_squares, naming_text
 from ._clusters import METHODS, Clusters, find_clusters
+from ._tables import names_of, plain_table
 
 __all__ = ["LikelihoodWeighter"]
 
@@ -86,8 +88,8 @@ class LikelihoodWeighter(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Raises
     ------
     InputError
-        If an embedding is not finite (the row is named), there are fewer than two rows, a parameter is out of its range, or ``eta = 0`` and
-        all rows look alike, so that all weights would be 0.
+        If an embedding is not finite (the row is named) or its square overflows (the column is named), there are fewer than two rows, a
+        parameter is out of its range, or ``eta = 0`` and all rows look alike, so that all weights would be 0.
 
     Examples
     --------
@@ -179,6 +181,8 @@ class LikelihoodWeighter(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         p = likelihoods[labels]  # noise, -1, is the last entry
         check_likelihood(p, self.eta, self.gamma)
         raw = dequity(p, self.eta, self.gamma)
+        if not raw.mean() >= np.finfo(np.float64).tiny:
+            bad_input("gamma", self.gamma, f"less, since with eta={self.eta:g} all weights come out as 0", "Or raise eta.")
         self._clusters: Clusters = clusters
         self._likelihoods = likelihoods
         self._scale = mean_scale(raw) if self.normalize == "mean" else 1.0
@@ -191,10 +195,15 @@ class LikelihoodWeighter(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rules: dict[str, Any] = {"dtype": [np.float64, np.float32], "ensure_all_finite": False, "ensure_min_samples": 2 if reset else 1}
         embeddings: npt.NDArray[Any]
         if self.encoder_ is None:
-            embeddings = validate_data(self, _plain(X), reset=reset, **rules)
+            X = plain_table(X)
+            check_names(X)
+            with naming_text(X, "Encode it first, or pass an encoder that does."):
+                embeddings = validate_data(self, X, reset=reset, **rules)
+            names = names_of(X if hasattr(X, "columns") else embeddings)
         else:
             encode = getattr(self.encoder_, "transform", self.encoder_)
-            embeddings = check_array(_plain(encode(X)), input_name="embeddings", **rules)
+            embeddings = check_array(plain_table(encode(X)), input_name="embeddings", **rules)
+            names = names_of(embeddings)
             for name in ("n_features_in_", "feature_names_in_"):
                 if hasattr(self.encoder_, name):
                     setattr(self, name, getattr(self.encoder_, name))
@@ -202,6 +211,7 @@ class LikelihoodWeighter(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if len(rows):
             kind = "NaN" if np.isnan(embeddings[rows[0]]).any() else "inf"
             bad_input("X", f"{kind} in row {listing(rows)}", "finite embeddings", "Impute these rows, or leave them out.")
+        check_squares(embeddings, names, terms=embeddings.size, dtype=np.float64)  # variances are sums over all rows, in double
         return embeddings
 
     def __sklearn_tags__(self) -> Tags:
@@ -224,11 +234,3 @@ class LikelihoodWeighter(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         check_range("min_samples", self.min_samples, low=1, integer=True)
         check_range("n_clusters", self.n_clusters, low=1, integer=True)
         check_range("max_samples", self.max_samples, low=2, integer=True)
-
-
-def _plain(values: Any) -> Any:
-    """Tensors become arrays; NumPy has no bfloat16, so half precision becomes single."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
-    return values

@@ -202,7 +202,7 @@ def _forest_words(panel: QuestionPanel) -> str:
 def _thresholds(panel: ThresholdPanel) -> Figure:
     height = 320.0
     fig = _plots.figure(WIDTH, height)
-    ax = _plots.axes(fig, 46, 52, 546, 230)
+    ax = _plots.axes(fig, 46, 52, 520, 230)  # the names of the curves stand to the right
     ax.set_ylim(0, 1)
     finite = np.isfinite(panel.threshold)
     grid = panel.threshold[finite]
@@ -234,7 +234,7 @@ def _thresholds(panel: ThresholdPanel) -> Figure:
             ax.annotate(
                 f"{word} {number(x, 2)}" if word == "chosen" else word,
                 (x, 1),
-                (-3 if left else 3, 13),
+                (-3 if left else 3, 21),  # clear of a curve's name at the top
                 xycoords=ax.get_xaxis_transform(),
                 textcoords="offset points",
                 ha="right" if left else "left",
