@@ -152,7 +152,7 @@ def test_the_plan_is_told_before_the_first_fit(tmp_path: Path) -> None:
     (plan,) = watcher.plans
     assert [arm.name for arm in plan.arms] == [f"linear/{name}" for name in ("nothing", "nothing@0.5", "placebo", "weights", "prior")]
     assert plan.cells == 3 * 3 * 2 == len(study.results.filter(~pl.col("remedy").is_in(["nothing@0.5", "prior"])))
-    assert plan.not_applicable == (("linear", "focal", "only for learners that take a loss (mlp)"),)
+    assert plan.not_applicable == (("linear", "focal", "only for nets (mlp)"),)
     assert plan.smallest_difference == pytest.approx(0.42 / np.sqrt(60), rel=0.02)
 
 
