@@ -10,6 +10,7 @@ numbers, and for each category the one most frequent among the k neighbors of x.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from counterpoise._errors import bad_input, listing
 from ._checks import check_finite, check_numeric, check_squares, naming_text
 from ._neighbors import MixedRows
 from ._smote import SMOTE, draw_parents
-from ._synthetic import InterpolatingSampler, Synthetic, interpolate
+from ._synthetic import ROWS_AT_ONCE, InterpolatingSampler, Synthetic, interpolate
 from ._tables import as_dtype, column_at, columns_of, is_pandas, is_polars, names_of, plain_target
 
 __all__ = ["SMOTENC", "most_frequent"]
@@ -171,7 +172,9 @@ class SMOTENC(InterpolatingSampler):
         for label, wanted in self._wanted():
             rows = self._class_rows(y, label)
             values = check_array(columns_of(X, continuous, rows))
-            codes = self._codes(columns_of(X, categorical, rows))
+            codes = np.concatenate(
+                [self._codes(columns_of(X, categorical, rows[at : at + ROWS_AT_ONCE])) for at in range(0, len(rows), ROWS_AT_ONCE)]
+            )
             self.median_std_[label] = med = float(np.median(values.std(axis=0, dtype=np.float64)))
             mixed = MixedRows(values.astype(np.float64, copy=False), codes, med**2)
             near = self._neighbors("k_neighbors", mixed, f"class {label}")
@@ -185,11 +188,11 @@ class SMOTENC(InterpolatingSampler):
             drawn.append((y[:0], np.empty((0, 2), dtype=np.intp), np.empty((0, len(continuous)) if self.gap == "feature" else 0)))
             numbers.append(np.empty((0, len(continuous))))
             elected.append(np.empty((0, len(categorical)), dtype=np.intp))
-        labels, parents, gaps = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        labels, parents, gaps = (_joined(parts) for parts in zip(*drawn, strict=True))
         columns: list[Any] = [None] * X.shape[1]
-        for position, column in zip(continuous, np.concatenate(numbers).T, strict=True):
+        for position, column in zip(continuous, _joined(numbers).T, strict=True):
             columns[position] = column
-        for position, column in zip(categorical, np.concatenate(elected).T, strict=True):
+        for position, column in zip(categorical, _joined(elected).T, strict=True):
             columns[position] = column_at(X, position, column)
         new = sparse.csr_matrix(np.column_stack(columns)) if sparse.issparse(X) else columns
         return Synthetic(new, labels, parents, gaps)
@@ -239,6 +242,11 @@ class SMOTENC(InterpolatingSampler):
         """Numbers and indicator columns whose Euclidean distance is the mixed one."""
         one_hot = OneHotEncoder().fit_transform(rows.codes)
         return sparse.hstack([rows.numbers, one_hot * np.sqrt(rows.weight / 2)], format="csr")
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts behind each other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _vote(

@@ -52,7 +52,8 @@ def names_of(table: Any) -> list[Any]:
 
 
 def columns_of(table: Any, columns: Sequence[int], rows: Any = None) -> Any:
-    """Some columns (by position), and of them some rows: a frame of pandas, else an array. Sparse ones become dense."""
+    """Some columns (by position), and of them some rows: a frame of pandas, else an array. Sparse ones become dense; columns of an array
+    that lie side by side are a view if all rows are wanted."""
     where = [int(column) for column in columns]
     if is_pandas(table):
         part = table.iloc[:, where]
@@ -60,8 +61,10 @@ def columns_of(table: Any, columns: Sequence[int], rows: Any = None) -> Any:
     if is_polars(table):
         part = table[:, where]
         return (part if rows is None else part[rows]).to_numpy()
-    part = table[:, where] if rows is None else table[rows][:, where]
-    return part.toarray() if sparse.issparse(part) else part
+    if sparse.issparse(table):
+        return (table[:, where] if rows is None else table[rows][:, where]).toarray()
+    side_by_side: Any = slice(where[0], where[-1] + 1) if where and where == list(range(where[0], where[-1] + 1)) else where
+    return table[:, side_by_side] if rows is None else table[np.asarray(rows)[:, None], where]
 
 
 def column_at(table: Any, position: int, rows: npt.NDArray[np.intp]) -> Any:
