@@ -37,7 +37,7 @@ install: $(VENV)/.core
 # -- using ------------------------------------------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.core
-	$(BIN)/counterpoise study digits8 --learners linear,trees --out runs/demo --resume
+	$(BIN)/counterpoise study digits8 --learners linear,trees --remedies prior,weights,over,under,smote,balanced-forest --out runs/demo --resume
 
 # -- checking ---------------------------------------------------------------------------------------------------------------------------
 
