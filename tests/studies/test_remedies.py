@@ -329,7 +329,7 @@ def test_two_samplers_of_a_kind_get_names() -> None:
         ("smote", "linear", "regression", "needs classes"),
         ("smote", "linear", "text", "cannot invent text"),
         ("smoter", "linear", "plain", "needs a target that is a number"),
-        ("smogn", "linear", "regression", "values of the target lie beyond the whiskers"),
+        ("smogn", "linear", "regression", "fewer than 20 values lie beyond the whiskers"),
         ("anyloss", "trees", "plain", "only for nets"),
         ("two-phase", "mlp", "regression", "needs classes"),
         ("under", "linear", "regression", "leaves almost nothing"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoise._errors import CounterpoiseError, bad_input, check_choice
+from counterpoise._errors import CounterpoiseError, InputError, bad_input, check_choice
 from counterpoise._seeding import generator
 
 from ._learners import FOREST_SIZE, Choice, Learner, Range, Space
@@ -287,13 +287,10 @@ class _RareRanges(Remedy):
             return "cannot invent text"
         if problem.n > NEIGHBOR_ROWS:
             return f"too large: neighbors are searched up to {NEIGHBOR_ROWS:,} rows"
-        low, high = np.quantile(problem.y, [0.25, 0.75])
-        reach = 1.5 * (high - low)
-        rare = int(((problem.y < low - reach) | (problem.y > high + reach)).sum())
         return (
             None
-            if rare >= RARE_TARGETS
-            else f"{rare} values of the target lie beyond the whiskers of its box plot, of {RARE_TARGETS} needed"
+            if _rare_targets(problem.y) >= RARE_TARGETS
+            else f"fewer than {RARE_TARGETS} values lie beyond the whiskers of the target's box plot"
         )
 
     def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw:
@@ -302,6 +299,16 @@ class _RareRanges(Remedy):
         kind = SMOGN if self.name == "smogn" else SMOTER
         categories = np.flatnonzero(training.categorical).tolist()
         return drawn_by(kind(k_neighbors=int(params["k_neighbors"]), categorical_features=categories, random_state=seed), training)
+
+
+def _rare_targets(y: npt.NDArray[Any]) -> int:
+    """Values that SMOTER's box plot calls extreme."""
+    from counterpoise.data._relevance import relevance_of
+
+    try:
+        return int((relevance_of(np.asarray(y, dtype=np.float64), "auto", "both", 1.5) >= 1).sum())
+    except InputError:  # no extreme at all
+        return 0
 
 
 def _neighbors(training: TrainingRows, params: Mapping[str, Any]) -> int:
