@@ -162,10 +162,10 @@ def test_bootstrap_is_seeded_and_covers_the_share():
         # The population with the sample's proportions of groups, which the bootstrap keeps.
         weight = (np.array([0.7, 0.2, 0.1]) / np.bincount(population_ids))[population_ids]
         truth = truth_cache(population_e, population_H, population_ids, weight)
-        covered.append((shares.share_low <= truth) & (truth <= shares.share_high))
+        covered.append((shares.share_lo <= truth) & (truth <= shares.share_hi))
     assert 0.88 <= np.mean(covered) <= 0.99
     again = head_shares(population_e[rows], population_H[rows], population_ids[rows], bootstrap=100, seed=99)
-    np.testing.assert_array_equal(again.share_low, shares.share_low)
+    np.testing.assert_array_equal(again.share_lo, shares.share_lo)
 
 
 _truth = {}

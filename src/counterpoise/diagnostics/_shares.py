@@ -37,7 +37,7 @@ NOISE = 2.0  # a mean gradient shorter than this many standard errors has no dir
 class GroupShares:
     """Whose step it is, and why. Arrays have one entry per group; shares are signed and sum to 1.
 
-    ``count`` rows, ``pi`` share of the rows, ``share`` signed share of the step (``share_low``, ``share_high``: bootstrap interval, nan
+    ``count`` rows, ``pi`` share of the rows, ``share`` signed share of the step (``share_lo``, ``share_hi``: bootstrap interval, nan
     without one), ``rho`` loudness (root mean square norm), ``alpha`` coherence in [0, 1] and ``alpha_unbiased`` the same without the
     upward bias of small groups (nan for one row; may be negative), ``alignment`` cosine with the step, ``parity`` = share / pi (1 = paid by
     head count), ``magnitude_share`` = pi ||mu_k|| / sum, which is never negative.
@@ -52,8 +52,8 @@ class GroupShares:
     count: npt.NDArray[np.int64]
     pi: Array
     share: Array
-    share_low: Array
-    share_high: Array
+    share_lo: Array
+    share_hi: Array
     rho: Array
     alpha: Array
     alpha_unbiased: Array
@@ -82,7 +82,7 @@ class GroupShares:
         """One row per group."""
         import polars as pl
 
-        columns = ("count", "pi", "share", "share_low", "share_high", "rho", "alpha", "alpha_unbiased", "alignment", "parity")
+        columns = ("count", "pi", "share", "share_lo", "share_hi", "rho", "alpha", "alpha_unbiased", "alignment", "parity")
         return pl.DataFrame(
             {"group": list(self.names)} | {name: getattr(self, name) for name in columns} | {"magnitude_share": self.magnitude_share}
         )
@@ -140,8 +140,8 @@ def shares_from_sums(
         count=count,
         pi=pi,
         share=share,
-        share_low=low,
-        share_high=high,
+        share_lo=low,
+        share_hi=high,
         rho=np.sqrt(mean_q),
         alpha=alpha,
         alpha_unbiased=alpha_unbiased,
@@ -173,8 +173,8 @@ def shares_from_magnitudes(names: tuple[str, ...], count: npt.NDArray[np.int64],
         count=count,
         pi=pi,
         share=share,
-        share_low=unknown,
-        share_high=unknown,
+        share_lo=unknown,
+        share_hi=unknown,
         rho=rho,
         alpha=unknown,
         alpha_unbiased=unknown,

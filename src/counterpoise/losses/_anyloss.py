@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
@@ -431,13 +431,15 @@ class _Column(torch.autograd.Function):
         y = target.reshape(-1)
         if y.dtype != input.dtype:
             y = y.to(input.dtype)
-        if not _are_labels(y) or weight is not None:
+        pos = y.sum().item()
+        # Only 0 and 1 are their own squares, and infinity, which the sum shows.
+        if not (torch.equal(y * y, y) and pos < LARGEST) or weight is not None:
             _check_values(input, target, y, weight, False, o)
         L = _slope(input, o)
         p = input.reshape(-1).sigmoid()
         h = _amplify(p, L)
         if weight is None:
-            tp, pos = y.dot(h).item(), y.sum().item()
+            tp = y.dot(h).item()
             fp, neg = max(h.sum().item() - tp, 0.0), len(y) - pos
         else:
             w = weight.to(input.dtype)
@@ -483,7 +485,14 @@ def _single(x: Tensor) -> Tensor:
 
 
 def _amplify(p: Tensor, L: float) -> Tensor:
-    return torch.rsub(p, -L / 2, alpha=-L).sigmoid()  # L p - L / 2 in one pass
+    if torch.compiler.is_compiling():  # which traces through a cache, with a warning
+        return torch.rsub(p, -L / 2, alpha=-L).sigmoid()
+    return torch.add(_constant(-L / 2, p.dtype, p.device), p, alpha=L).sigmoid()  # in one pass; a Python number costs as much again
+
+
+@lru_cache(maxsize=64)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def _slope(p: Tensor, o: _Options) -> float:
