@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+from ._collect import Collector, ParameterSpace
+from ._engines import ENGINES, Job, Measured, directional, select, take
+from ._projection import Projection
 from ._sketch import Blocks, GradientSketch
+from ._state import exact_backends, untouched
+from ._watch import StaleInputError, Watch
 
-__all__ = ["Blocks", "GradientSketch"]
+__all__ = [
+    "ENGINES",
+    "Blocks",
+    "Collector",
+    "GradientSketch",
+    "Job",
+    "Measured",
+    "ParameterSpace",
+    "Projection",
+    "StaleInputError",
+    "Watch",
+    "directional",
+    "exact_backends",
+    "select",
+    "take",
+    "untouched",
+]

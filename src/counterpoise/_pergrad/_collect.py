@@ -1,0 +1,132 @@
+"""Where the rules of the layers hand in what they found about one batch: norms, group sums, sketches, Gramian, inner products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ._projection import Projection
+
+__all__ = ["Collector", "ParameterSpace"]
+
+
+class ParameterSpace:
+    """The parameters that are measured, one after the other in P columns: names, tensors, and the slice of columns that each takes."""
+
+    def __init__(self, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+        self.names = tuple(names)
+        self.tensors = tuple(tensors)
+        self.place = {id(tensor): i for i, tensor in enumerate(self.tensors)}
+        sizes = [tensor.numel() * (2 if tensor.is_complex() else 1) for tensor in self.tensors]
+        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        self.slices = tuple(slice(start, end) for start, end in pairwise(ends))
+        self.total: int = ends[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What sums are kept in: float64 if any parameter is, else float32."""
+        return torch.float64 if any(tensor.dtype == torch.float64 for tensor in self.tensors) else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+
+class Collector:
+    """Sums over one batch of n examples, *sorted* by group: ``ids`` (n,) are rows 0..G-1 of ``sums``, and never fall.
+
+    A group is then a slice of the batch: its sums read each gradient once, while it is in the cache.
+
+    Every method takes the gradients of one parameter, given by its place in the space. A norm is not additive, so an example's gradient of
+    one parameter must come in one call, with the contributions of all its uses added up.
+    """
+
+    def __init__(
+        self,
+        space: ParameterSpace,
+        ids: Tensor,
+        n_groups: int,
+        *,
+        sums: Tensor | None = None,
+        projection: Projection | None = None,
+        gramian: bool = False,
+        direction: Tensor | None = None,
+    ) -> None:
+        self.space = space
+        self.ids = ids.to(space.device)
+        self.n = n = len(ids)
+        self.sums = sums
+        self.projection = projection
+        self.direction = direction
+        self.norms_sq = torch.zeros(n, len(space.names), dtype=torch.float64, device=space.device)
+        self.S = torch.zeros(n, projection.r, dtype=space.dtype, device=space.device) if projection else None
+        self.along = torch.zeros(n, dtype=torch.float64, device=space.device) if direction is not None else None
+        self.gramian = torch.zeros(n, n, dtype=torch.float64, device=space.device) if gramian else None
+        self.seen: set[int] = set()
+        ends = torch.bincount(self.ids, minlength=n_groups).cumsum(0).tolist()
+        self._segments = [(k, start, end) for k, (start, end) in enumerate(pairwise([0, *ends])) if end > start]
+        self._parts: dict[int, list[tuple[int, Tensor]]] = {}
+
+    def dense(self, place: int, g: Tensor, rows: slice, *, sketch: bool = True) -> None:
+        """Gradients ``g`` (c, N) of the examples ``rows`` themselves; without ``sketch`` the rule hands that in by :meth:`sketch`."""
+        self.seen.add(place)
+        columns = self.space.slices[place]
+        self.norms_sq[rows, place] = torch.linalg.vector_norm(g, dim=1).double().square()
+        if self.sums is not None:
+            for k, part in self._within(rows):
+                self.sums[k, columns] += g[part].sum(dim=0)
+        if sketch and self.S is not None and self.projection is not None:
+            self.S[rows] += self.projection.dense(self.space.names[place], g)
+        if self.along is not None and self.direction is not None:
+            self.along[rows] += (g @ self.direction[columns].to(g.dtype)).double()
+        if self.gramian is not None:
+            self._parts.setdefault(place, []).append((rows.start, g))
+
+    def outer(self, place: int, a: Tensor, b: Tensor, rows: slice) -> None:
+        r"""Gradients :math:`\sum_t b_{it} \otimes a_{it}` of ``rows``, from ``a`` (c, T, d_in) and ``b`` (c, T, d_out), not formed."""
+        self.seen.add(place)
+        if a.shape[1] == 1:
+            squares = torch.linalg.vecdot(a, a).double() * torch.linalg.vecdot(b, b).double()
+            self.norms_sq[rows, place] = squares[:, 0]
+        else:
+            self.norms_sq[rows, place] = ((a @ a.mT) * (b @ b.mT)).sum(dim=(1, 2)).double().clamp(min=0)
+        self._sum_products(place, a, b, rows)
+        self.sketch(place, a, b, rows)
+        if self.along is not None and self.direction is not None:
+            matrix = self.direction[self.space.slices[place]].to(a.dtype).view(b.shape[2], a.shape[2])
+            self.along[rows] += torch.linalg.vecdot(b @ matrix, a).sum(dim=1).double()
+        if self.gramian is not None:
+            if a.shape[1] == 1 and len(a) == self.n:
+                self.gramian += ((a[:, 0] @ a[:, 0].T) * (b[:, 0] @ b[:, 0].T)).double()
+            else:
+                self._parts.setdefault(place, []).append((rows.start, torch.bmm(b.mT, a).flatten(1)))
+
+    def sketch(self, place: int, a: Tensor, b: Tensor, rows: slice) -> None:
+        """Add the sketch of the products of :meth:`outer`."""
+        if self.S is not None and self.projection is not None:
+            self.S[rows] += self.projection.outer(self.space.names[place], a, b)
+
+    def _sum_products(self, place: int, a: Tensor, b: Tensor, rows: slice) -> None:
+        """One product per group, together as much work as the ordinary gradient of the weight."""
+        if self.sums is None:
+            return
+        for k, part in self._within(rows):
+            target = self.sums[k, self.space.slices[place]].view(b.shape[2], a.shape[2])
+            target.addmm_(b[part].reshape(-1, b.shape[2]).T.to(target.dtype), a[part].reshape(-1, a.shape[2]).to(target.dtype))
+
+    def _within(self, rows: slice) -> Iterator[tuple[int, slice]]:
+        """The groups among ``rows``, each with its slice of them."""
+        for k, start, end in self._segments:
+            if start < rows.stop and end > rows.start:
+                yield k, slice(max(start - rows.start, 0), end - rows.start)
+
+    def finish(self) -> None:
+        """Inner products between the examples of what came in parts."""
+        if self.gramian is not None:
+            for parts in self._parts.values():
+                g = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])
+                self.gramian += (g @ g.T).double()
+        self._parts.clear()

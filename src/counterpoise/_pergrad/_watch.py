@@ -1,0 +1,412 @@
+"""Hooks on the layers of a model: what they saw goes forward, what came back goes to the collector, layer by layer as backward proceeds.
+
+Nothing is added to the computation: with frozen parameters a backward pass forms no weight gradients at all, only those of the
+activations, which is all that is needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ._collect import Collector, ParameterSpace
+from ._recurrent import is_recurrent, replay
+from ._rules import Layout, Plan, examples_first, rule_of
+from ._uses import LocalUse, OuterUse, Use, hand_in_together
+
+__all__ = ["Layouts", "StaleInputError", "Watch", "find_layouts"]
+
+# Per call of a layer: where the examples are in each tensor of its arguments and of its output, in the order of the tree's leaves.
+Layouts = dict[tuple[str, int], tuple[Layout, ...]]
+
+
+class StaleInputError(Exception):
+    """An input was changed in place after its layer had used it, so it has to be copied."""
+
+
+class _Anchor(torch.autograd.Function):
+    """Makes a tensor part of the graph without copying it; in-place operations on the result stay allowed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, root: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad.new_zeros(())
+
+
+class _Unit:
+    """Layers that share parameters, and the calls of them in one forward pass."""
+
+    def __init__(self) -> None:
+        self.expected = 0
+        self.arrived: list[Use] = []
+        self.late: list[Callable[[], list[Use]]] = []
+
+    def clear(self) -> None:
+        self.expected = 0
+        self.arrived, self.late = [], []
+
+
+class Watch:
+    """Watches a model's layers; ``collector`` and ``n`` are set for each batch, None switches the hooks off.
+
+    ``broken`` collects the places of parameters whose gradients are not to be trusted.
+    """
+
+    def __init__(self, model: nn.Module, space: ParameterSpace, layouts: Layouts | None = None, *, copy: bool = False) -> None:
+        self.space = space
+        self.layouts = layouts
+        self.copy = copy
+        self.collector: Collector | None = None
+        self.n = 0
+        self.scale = 1.0  # by which a gradient is multiplied to be that of the sum of the losses
+        self.broken: set[int] = set()
+        self.root = torch.zeros((), device=space.device, dtype=space.dtype, requires_grad=True)
+        self._calls: dict[str, int] = {}
+        self._handles: list[Any] = []
+        self._units: dict[str, _Unit] = {}
+        self._layers = owners(model, space)
+        owner: dict[int, _Unit] = {}
+        for name, (_, plan) in self._layers.items():
+            shared = [owner[place] for place in plan.places.values() if place in owner]
+            unit = shared[0] if shared else _Unit()
+            for other in shared[1:]:  # a layer that ties two units together
+                for key, value in list(self._units.items()):
+                    if value is other:
+                        self._units[key] = unit
+            self._units[name] = unit
+            owner.update(dict.fromkeys(plan.places.values(), unit))
+
+    def __enter__(self) -> Watch:
+        for name, (layer, plan) in self._layers.items():
+            self._handles.append(layer.register_forward_hook(self._hook(name, plan), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.collector = None
+        self._clear()
+
+    def begin(self, collector: Collector, n: int) -> None:
+        """Before the forward pass of a batch of n examples."""
+        self._clear()
+        self.collector, self.n = collector, n
+
+    def finish(self) -> None:
+        """After its backward pass."""
+        for unit in set(self._units.values()):
+            for late in unit.late:
+                unit.arrived += late()
+            self._hand_in(unit)
+        if self.collector is not None:
+            self.collector.finish()
+        self._clear()
+        self.collector = None
+
+    def _clear(self) -> None:
+        self._calls.clear()
+        for unit in self._units.values():
+            unit.clear()
+
+    # -- forward ------------------------------------------------------------------------------------------------------------------------
+
+    def _hook(self, name: str, plan: Plan) -> Callable[..., Any]:
+        unit = self._units[name]
+
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self.collector is None or not torch.is_grad_enabled():
+                return None
+            call = self._calls[name] = self._calls.get(name, -1) + 1
+            seen = _leaves((args, kwargs))
+            out, rebuild = _open(output)
+            known = self.layouts.get((name, call)) if self.layouts is not None else None
+            layouts = known if known and len(known) == len(seen) + len(out) else tuple(guess_layout(t, self.n) for t in [*seen, *out])
+            inside, raw = layouts[: len(seen)], layouts[len(seen) :]
+            outside = list(raw)
+            for i, t in enumerate(out):
+                if not t.is_floating_point() and not t.is_complex():
+                    continue
+                if outside[i] is None and t.ndim:
+                    # The same for all examples so far: give each its own, so that what comes back is told apart.
+                    t, outside[i] = examples_first(t, None, self.n).clone(), 0
+                out[i] = t if t.requires_grad else self._anchored(t)
+            simple = plan.rule is not None and len(out) == 1 and len(seen) >= 1
+            if simple and plan.rule is not None:
+                x = seen[0].detach()
+                x = x.clone() if self.copy else x
+                ready = plan.rule(layer, plan.places, x, inside[0], self.n)
+                if ready is not None:
+                    unit.expected += 1
+                    self._await(unit, ready, x, out[0], outside[0])
+                    return rebuild(out)
+            self._await_all(unit, layer, plan, args, kwargs, seen, inside, out, raw, outside)
+            return rebuild(out)
+
+        return hook
+
+    def _anchored(self, t: Tensor) -> Tensor:
+        if t.is_leaf and t._is_view():
+            t = t.clone()
+        anchored: Tensor = _Anchor.apply(t.detach(), self.root)  # type: ignore[no-untyped-call]
+        return anchored
+
+    def _await(self, unit: _Unit, ready: Callable[[Tensor, Layout], Use], x: Tensor, out: Tensor, layout: Layout) -> None:
+        version = x._version
+
+        def arrive(grad: Tensor) -> None:
+            if self.collector is None:
+                return
+            if x._version != version:
+                raise StaleInputError
+            with torch.no_grad():
+                unit.arrived.append(ready(grad.detach() * self.scale if self.scale != 1.0 else grad.detach(), layout))
+                if len(unit.arrived) == unit.expected and not unit.late:
+                    self._hand_in(unit)
+
+        out.register_hook(arrive)  # type: ignore[no-untyped-call]
+
+    def _await_all(
+        self,
+        unit: _Unit,
+        layer: nn.Module,
+        plan: Plan,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        seen: Sequence[Tensor],
+        inside: Sequence[Layout],
+        out: Sequence[Tensor],
+        raw: Sequence[Layout],
+        outside: Sequence[Layout],
+    ) -> None:
+        """Layers without a rule: the gradients of all their outputs are awaited, and their own backward is run at the end."""
+        grads: list[Tensor | None] = [None] * len(out)
+        versions = [t._version for t in seen]
+
+        def keeper(i: int) -> Callable[[Tensor], None]:
+            def keep(grad: Tensor) -> None:
+                scaled = grad.detach() * self.scale if self.scale != 1.0 else grad.detach()
+                before = grads[i]
+                grads[i] = scaled if before is None else before + scaled
+
+            return keep
+
+        for i, t in enumerate(out):
+            if t.requires_grad:
+                t.register_hook(keeper(i))  # type: ignore[no-untyped-call]
+
+        def late() -> list[Use]:
+            if [t._version for t in seen] != versions:
+                raise StaleInputError
+            if all(g is None for g in grads):
+                return []
+            if is_recurrent(layer):
+                return replay(layer, plan.places, args, grads)
+            return [self._local(layer, plan, args, kwargs, inside, grads, raw, outside)]
+
+        unit.late.append(late)
+
+    # -- backward -----------------------------------------------------------------------------------------------------------------------
+
+    def _hand_in(self, unit: _Unit) -> None:
+        uses, collector = unit.arrived, self.collector
+        unit.arrived, unit.late, unit.expected = [], [], 0
+        if not uses or collector is None:
+            return
+        places = {place for use in uses for place in use.places}
+        self.broken |= places & collector.seen
+        collector.seen |= places
+        if len(uses) == 1:
+            uses[0].hand_in(collector)
+            return
+        joined = _along_positions(uses)
+        if joined is not None:
+            joined.hand_in(collector)
+            return
+        # Only what is used more than once has to be added up first.
+        counts = {place: sum(place in use.places for use in uses) for place in places}
+        alone = [use for use in uses if all(counts[place] == 1 for place in use.places)]
+        for use in alone:
+            use.hand_in(collector)
+        rest = [use for use in uses if use not in alone]
+        if rest:
+            hand_in_together(rest, collector)
+
+    def _local(
+        self,
+        layer: nn.Module,
+        plan: Plan,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inside: Sequence[Layout],
+        grads: Sequence[Tensor | None],
+        raw: Sequence[Layout],
+        outside: Sequence[Layout],
+    ) -> Use:
+        leaves, spec = tree_flatten((args, kwargs))
+        tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+        at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        wanted = [i for i, g in enumerate(grads) if g is not None]
+        parameters = {name: self.space.tensors[place].detach() for name, place in plan.places.items()}
+
+        def outputs(own: Mapping[str, Tensor], *xs: Tensor) -> tuple[Tensor, ...]:
+            """Of one example, which comes without its dimension."""
+            filled = list(leaves)
+            for i, x, layout in zip(at, xs, inside, strict=True):
+                filled[i] = x.unsqueeze(layout) if isinstance(layout, int) else x
+            a, k = tree_unflatten(filled, spec)
+            found, _ = _open(torch.func.functional_call(layer, dict(own), a, k))
+            return tuple(found[i].select(dim, 0) if isinstance(dim := raw[i], int) else found[i] for i in wanted)
+
+        def pulled(*both: Tensor) -> dict[str, Tensor]:
+            xs, bs = both[: len(tensors)], both[len(tensors) :]
+            made: Any = torch.func.vjp(lambda own: outputs(own, *xs), parameters)
+            out, pull = made
+            bs = tuple(b.to(o.dtype).reshape(o.shape) for b, o in zip(bs, out, strict=True))
+            return dict(pull(bs)[0])
+
+        def pull(rows: slice) -> dict[int, Tensor]:
+            parts = [_some(x, layout, rows, self.n) for x, layout in zip(tensors, inside, strict=True)]
+            bs = [_some(g, outside[i], rows, self.n) for i, g in enumerate(grads) if g is not None]
+            dims = tuple(0 if isinstance(layout, int) or layout == "flat" else None for layout in inside) + (0,) * len(bs)
+            keep, self.collector = self.collector, None  # the layer's own hooks see this run, too
+            try:
+                with torch.no_grad():  # of the outer graph; the transforms have their own
+                    gradients = torch.func.vmap(pulled, in_dims=dims, randomness="same")(*parts, *bs)
+            finally:
+                self.collector = keep
+            return {place: flat(gradients[name]) for name, place in plan.places.items()}
+
+        row_bytes = 4 * sum(p.numel() * p.element_size() for p in parameters.values())
+        return LocalUse(tuple(plan.places.values()), pull, row_bytes)
+
+
+def flat(g: Tensor) -> Tensor:
+    """(n, N) of real numbers."""
+    return torch.view_as_real(g).flatten(1) if g.is_complex() else g.flatten(1)
+
+
+def _along_positions(uses: list[Use]) -> OuterUse | None:
+    """A linear layer called several times is one call with more positions."""
+    first = uses[0]
+    if not all(isinstance(use, OuterUse) and use.places == first.places for use in uses) or not isinstance(first, OuterUse):
+        return None
+    same = [use for use in uses if isinstance(use, OuterUse)]
+    if first.bias_of is not first.b:
+        return None
+    return OuterUse(first.weight, first.bias, torch.cat([use.a for use in same], dim=1), torch.cat([use.b for use in same], dim=1))
+
+
+def _some(x: Tensor, layout: Layout, rows: slice, n: int) -> Tensor:
+    """The examples ``rows``, first; tensors without examples as they are."""
+    return x if layout is None else examples_first(x, layout, n)[rows]
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def _open(output: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
+    """The tensors of an output, and how to put others in their place."""
+    packed: list[PackedSequence] = []
+
+    def is_packed(node: Any) -> bool:
+        return isinstance(node, PackedSequence)
+
+    leaves, spec = tree_flatten(output, is_leaf=is_packed)
+    packed = [leaf for leaf in leaves if is_packed(leaf)]
+    at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) or is_packed(leaf)]
+    tensors = [leaves[i].data if is_packed(leaves[i]) else leaves[i] for i in at]
+
+    def rebuild(values: list[Tensor]) -> Any:
+        filled = list(leaves)
+        for i, value in zip(at, values, strict=True):
+            old = leaves[i]
+            filled[i] = (
+                PackedSequence(value, old.batch_sizes, old.sorted_indices, old.unsorted_indices) if packed and is_packed(old) else value
+            )
+        return tree_unflatten(filled, spec)
+
+    return tensors, rebuild
+
+
+def owners(model: nn.Module, space: ParameterSpace) -> dict[str, tuple[nn.Module, Plan]]:
+    """The layers that own measured parameters, by name. Attention and parametrized layers own those of their parts, too."""
+    found: dict[str, tuple[nn.Module, Plan]] = {}
+    inside: set[int] = set()
+    seen_layers: set[int] = set()
+    for name, layer in model.named_modules():
+        if id(layer) in inside or id(layer) in seen_layers:
+            continue
+        seen_layers.add(id(layer))
+        own = dict(layer.named_parameters(recurse=False, remove_duplicate=False))
+        if isinstance(layer, nn.MultiheadAttention):
+            own = dict(layer.named_parameters(remove_duplicate=False))
+            inside |= {id(part) for part in layer.modules()}
+        elif hasattr(layer, "parametrizations"):
+            own |= {f"parametrizations.{key}": value for key, value in layer.parametrizations.named_parameters(remove_duplicate=False)}
+            inside |= {id(part) for part in layer.parametrizations.modules()}
+        places = {key: space.place[id(value)] for key, value in own.items() if id(value) in space.place}
+        if places:
+            found[name] = (layer, Plan(rule_of(layer), places))
+    return found
+
+
+def guess_layout(t: Tensor, n: int) -> Layout:
+    """Without having seen other batch sizes: the first dimension of size n, else the second, else whole multiples of n."""
+    for dim in range(min(2, t.ndim)):
+        if t.shape[dim] == n:
+            return dim
+    if t.ndim and t.shape[0] > n and t.shape[0] % n == 0:
+        return "flat"
+    return None
+
+
+def find_layouts(model: nn.Module, space: ParameterSpace, run: Callable[[int], Any], sizes: tuple[int, int]) -> Layouts:
+    """Where the examples are in every layer's tensors: what changes its size when the batch does. ``run(n)`` passes n examples forward."""
+    shapes: list[dict[tuple[str, int], list[tuple[int, ...]]]] = []
+    layers = owners(model, space)
+    for size in sizes:
+        calls: dict[str, int] = {}
+        seen: dict[tuple[str, int], list[tuple[int, ...]]] = {}
+        handles = [layer.register_forward_hook(_recorder(name, calls, seen), with_kwargs=True) for name, (layer, _) in layers.items()]
+        try:
+            with torch.no_grad():
+                run(size)
+        finally:
+            for handle in handles:
+                handle.remove()
+        shapes.append(seen)
+    few, many = shapes
+    return {
+        key: tuple(_moving(a, b, sizes) for a, b in zip(few[key], many[key], strict=True))
+        for key in few.keys() & many.keys()
+        if len(few[key]) == len(many[key])
+    }
+
+
+def _recorder(name: str, calls: dict[str, int], seen: dict[tuple[str, int], list[tuple[int, ...]]]) -> Callable[..., None]:
+    def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = calls[name] = calls.get(name, -1) + 1
+        seen[name, call] = [tuple(t.shape) for t in [*_leaves((args, kwargs)), *_open(output)[0]]]
+
+    return hook
+
+
+def _moving(a: Iterable[int], b: Iterable[int], sizes: tuple[int, int]) -> Layout:
+    for dim, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            if (x, y) == sizes:
+                return dim
+            if dim == 0 and x * sizes[1] == y * sizes[0]:
+                return "flat"
+    return None
