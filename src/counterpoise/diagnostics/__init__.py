@@ -7,11 +7,26 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
+    from counterpoise._pergrad import GradientSketch as GradientSketch
+
     from ._appearance import ClusterReport as ClusterReport
     from ._appearance import appearance_clusters as appearance_clusters
+    from ._coherence import CoherenceReport as CoherenceReport
+    from ._coherence import coherence as coherence
+    from ._collapse import CollapsePrediction as CollapsePrediction
+    from ._collapse import collapse_threshold as collapse_threshold
+    from ._collapse import neural_collapse_lengths as neural_collapse_lengths
+    from ._collapse_metrics import CollapseAccumulator as CollapseAccumulator
+    from ._collapse_metrics import NeuralCollapseReport as NeuralCollapseReport
+    from ._collapse_metrics import collapse_metrics as collapse_metrics
+    from ._curve import CurveFit as CurveFit
+    from ._curve import CurveReport as CurveReport
+    from ._curve import performance_curve as performance_curve
+    from ._curve import select_by_curve as select_by_curve
     from ._head import LinearHeadReport as LinearHeadReport
     from ._head import examine_linear as examine_linear
     from ._head import head_shares as head_shares
+    from ._hint import StageHint as StageHint
     from ._imbalance import ImbalanceReport as ImbalanceReport
     from ._imbalance import class_imbalance as class_imbalance
     from ._mistakes import MetricAdvice as MetricAdvice
@@ -19,6 +34,7 @@ if TYPE_CHECKING:
     from ._mistakes import metric_advice as metric_advice
     from ._mistakes import mistake_leverage as mistake_leverage
     from ._shares import GroupShares as GroupShares
+    from ._sketching import sketch_gradients as sketch_gradients
     from ._table import StudyDiagnosis as StudyDiagnosis
     from ._table import diagnose as diagnose
 
@@ -26,18 +42,33 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "ClusterReport": "_appearance",
+        "CoherenceReport": "_coherence",
+        "CollapseAccumulator": "_collapse_metrics",
+        "CollapsePrediction": "_collapse",
+        "CurveFit": "_curve",
+        "CurveReport": "_curve",
+        "GradientSketch": "_sketching",
         "GroupShares": "_shares",
         "ImbalanceReport": "_imbalance",
         "LinearHeadReport": "_head",
         "MetricAdvice": "_mistakes",
         "MistakeLeverage": "_mistakes",
+        "NeuralCollapseReport": "_collapse_metrics",
+        "StageHint": "_hint",
         "StudyDiagnosis": "_table",
         "appearance_clusters": "_appearance",
         "class_imbalance": "_imbalance",
+        "coherence": "_coherence",
+        "collapse_metrics": "_collapse_metrics",
+        "collapse_threshold": "_collapse",
         "diagnose": "_table",
         "examine_linear": "_head",
         "head_shares": "_head",
         "metric_advice": "_mistakes",
         "mistake_leverage": "_mistakes",
+        "sketch_gradients": "_sketching",
+        "neural_collapse_lengths": "_collapse",
+        "performance_curve": "_curve",
+        "select_by_curve": "_curve",
     },
 )

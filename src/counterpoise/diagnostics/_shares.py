@@ -70,7 +70,7 @@ class GroupShares:
     @property
     def settled(self) -> bool:
         """The mean gradient is within its own sampling error: the step has no direction, and shares of it are not to be read."""
-        return not self.norm > NOISE * self.noise
+        return not np.isfinite(self.norm) or self.norm <= NOISE * self.noise
 
     @property
     def dominant(self) -> int:
@@ -104,35 +104,75 @@ def shares_from_sums(
     With row weights w (how many rows of the population a sampled row stands for) also ``weight`` = :math:`\sum w_i`, ``weight_sq`` =
     :math:`\sum w_i^2` and ``weighted_norms_sq`` = :math:`\sum w_i^2 q_i`; without them all w are 1.
     """
+    total = (count if weight is None else weight).sum()
+    mu = sums.sum(axis=0) / total
+    return shares_from_products(
+        names,
+        count,
+        Products(sums @ sums.T, sums @ mu, float(mu @ mu)),
+        norms_sq,
+        weight=weight,
+        weight_sq=weight_sq,
+        weighted_norms_sq=weighted_norms_sq,
+        intervals=intervals,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    r"""Inner products of the group sums :math:`\Sigma_k`: ``gram`` (G, G), ``along`` :math:`\langle \Sigma_k, u \rangle`, and of the step.
+
+    u is the direction of the step: the mean gradient :math:`\mu`, or an optimizer's update with ``forward`` :math:`= \langle \mu, u \rangle` and
+    ``length_sq`` :math:`= \|u\|^2`. Inner products with the mean are formed with the vector itself, since sums of ``gram`` may cancel.
+    """
+
+    gram: Array
+    along: Array
+    norm_sq: float
+    forward: float | None = None
+    length_sq: float | None = None
+
+
+def shares_from_products(
+    names: tuple[str, ...],
+    count: npt.NDArray[np.int64],
+    products: Products,
+    norms_sq: Array,
+    *,
+    weight: Array | None = None,
+    weight_sq: Array | None = None,
+    weighted_norms_sq: Array | None = None,
+    intervals: tuple[Array, Array] | None = None,
+) -> GroupShares:
+    """Shares from inner products of group sums; the other arguments are those of :func:`shares_from_sums`."""
     weight = count.astype(np.float64) if weight is None else weight
     weight_sq = count.astype(np.float64) if weight_sq is None else weight_sq
     weighted_norms_sq = norms_sq if weighted_norms_sq is None else weighted_norms_sq
     total = weight.sum()
     pi = weight / total
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = sums / weight[:, None]
         mean_q = norms_sq / weight
-        gram = means @ means.T
-        # An empty group contributes nothing; 0 * nan would hide that.
-        mu = sums.sum(axis=0) / total
-        along = means @ mu
-        norm_sq = float(mu @ mu)
+        length = np.sqrt(np.maximum(np.diag(products.gram), 0.0)) / weight
+        norm_sq = products.norm_sq
         norm = float(np.sqrt(norm_sq))
-        length = np.sqrt(np.diag(gram))
-        contribution = sums @ mu / total
+        forward = norm_sq if products.forward is None else products.forward
+        step = norm if products.length_sq is None else float(np.sqrt(products.length_sq))
+        contribution = products.along / total
         mean_norm = float(np.sqrt(norms_sq.sum() / total))
-        vanished = not norm > ROUNDING * mean_norm
-        share = np.full(len(names), np.nan) if vanished else contribution / norm_sq
+        largest = float(np.nanmax(length, initial=0.0))  # where norms are not known
+        vanished = not norm > ROUNDING * (mean_norm if np.isfinite(mean_norm) else largest)
+        share = np.full(len(names), np.nan) if vanished or forward == 0 else contribution / forward
         u_statistic = (weight**2 * length**2 - weighted_norms_sq) / (weight**2 - weight_sq)
         magnitude = np.nan_to_num(pi * length)
         magnitude_share = magnitude / magnitude.sum()
-        cosine = np.clip(gram / np.outer(length, length), -1.0, 1.0)
-        spread = max(mean_norm**2 - norm_sq, 0.0)
+        outer = np.outer(length * weight, length * weight)
+        cosine = np.clip(products.gram / outer, -1.0, 1.0)
+        spread = max(mean_norm**2 - norm_sq, 0.0) if np.isfinite(mean_norm) else np.nan
         noise = float(np.sqrt(spread * weight_sq.sum() / total**2))
         alpha = length**2 / mean_q
         alpha_unbiased = np.where(count > 1, u_statistic, np.nan) / mean_q
         parity = share / pi
-        alignment = np.clip(along / (length * norm), -1.0, 1.0)
+        alignment = np.clip(products.along / (length * weight * step), -1.0, 1.0)
     unknown = np.full(len(names), np.nan)
     low, high = intervals or (unknown, unknown)
     return GroupShares(
@@ -151,7 +191,7 @@ def shares_from_sums(
         cosine=cosine,
         norm=norm,
         noise=noise,
-        conflict=_conflict(sums @ sums.T),
+        conflict=_conflict(products.gram),
         effective_groups=_effective(magnitude_share),
     )
 
@@ -306,11 +346,16 @@ def _cause(shares: GroupShares) -> list[str]:
     return [f"Shares differ {size}, mostly through '{factor}': {remedy}."]
 
 
+def incoherent(shares: GroupShares) -> list[int]:
+    """Groups that are loud without pointing anywhere, as wrong labels and outliers make them."""
+    typical = float(np.nanmedian(shares.rho))
+    return [k for k in range(len(shares.names)) if shares.alpha_unbiased[k] < 0.05 and shares.rho[k] > 1.5 * typical]
+
+
 def _incoherent(shares: GroupShares, kind: str) -> list[str]:
     typical = float(np.nanmedian(shares.rho))
     return [
-        f"{kind.capitalize()} {name!r} is loud ({shares.rho[k]:.2g}, typical {typical:.2g}) but not unanimous (coherence "
+        f"{kind.capitalize()} {shares.names[k]!r} is loud ({shares.rho[k]:.2g}, typical {typical:.2g}) but not unanimous (coherence "
         f"{signed(shares.alpha_unbiased[k])}): inspect its labels and outliers."
-        for k, name in enumerate(shares.names)
-        if shares.alpha_unbiased[k] < 0.05 and shares.rho[k] > 1.5 * typical
+        for k in incoherent(shares)
     ]

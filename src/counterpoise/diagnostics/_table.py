@@ -14,6 +14,7 @@ from counterpoise._errors import bad_input, check_range
 from counterpoise._seeding import generator
 
 from ._head import LEAST, _as_groups, _sentence, head_shares, start_residual
+from ._hint import StageHint, stage_hint
 from ._imbalance import ImbalanceReport, class_imbalance
 from ._shares import Array, GroupShares, dominance_sentence, hints, percent, sum_by
 
@@ -38,7 +39,8 @@ class StudyDiagnosis:
     ``counts`` rows in the whole table and ``prior`` their share; ``imbalance`` of the classes (None for regression);
     ``start`` and ``fit``: shares of the gradient of a linear head with zero weights and of the fitted one; ``correct``: what
     ``correct_name`` says (``recall`` of a class, ``accuracy`` of another group, both at the default decision; ``mae`` for regression) and
-    ``loss``, both of rows that the head was not fitted on; ``rows`` how many rows were used; ``kind`` the word for a group.
+    ``loss``, both of rows that the head was not fitted on; ``moved`` the recall of classes once the decision is corrected for their
+    frequencies, argmax p_c / pi_c (None for other groups and regression); ``rows`` how many rows were used; ``kind`` the word for a group.
     """
 
     task: str
@@ -52,6 +54,7 @@ class StudyDiagnosis:
     correct: Array
     correct_name: str
     loss: Array
+    moved: Array | None
     rows: int
 
     @property
@@ -64,8 +67,29 @@ class StudyDiagnosis:
         """What the numbers suggest, each sentence with its numbers."""
         return hints(self.start, self.kind)
 
+    @property
+    def stage_hint(self) -> StageHint:
+        """Which stage to treat beyond a well-chosen threshold, with the factor and the numbers that led there: a hint, no proof."""
+        return stage_hint(
+            self.start,
+            self.fit,
+            self.counts,
+            self.correct if self.moved is None else self.moved,
+            self.loss,
+            kind=self.kind,
+            regression=self.task == "regression",
+        )
+
+    @property
+    def hinted_stage(self) -> str:
+        """The stage of :attr:`stage_hint`: ``data``, ``loss``, ``gradient`` or ``nothing``, in the words of a study's arms."""
+        return self.stage_hint.stage
+
     def to_frame(self) -> pl.DataFrame:
-        """One row per group: counts, shares at the start and at the fit with their factors, recall (accuracy, MAE) and loss."""
+        """One row per group: counts, shares at the start and at the fit with their factors, recall (accuracy, MAE) and loss.
+
+        ``recall_moved`` is the recall with a moved threshold, where the groups are the classes.
+        """
         import polars as pl
 
         columns = ("share", "rho", "alpha", "alpha_unbiased", "alignment", "parity", "magnitude_share")
@@ -73,11 +97,13 @@ class StudyDiagnosis:
             {"group": list(self.names), "count": self.counts, "pi": self.prior}
             | {f"start_{name}": getattr(self.start, name) for name in columns}
             | {f"fit_{name}": getattr(self.fit, name) for name in columns}
-            | {self.correct_name: self.correct, "loss": self.loss}
+            | {self.correct_name: self.correct}
+            | ({} if self.moved is None else {"recall_moved": self.moved})
+            | {"loss": self.loss}
         )
 
     def summary(self) -> str:
-        """Who dominates, who is served worst, what the fit leaves, and the hints."""
+        """Who dominates, who is served worst, what the fit leaves, the hints, and the stage they point to."""
         lines = [self.headline]
         if np.isfinite(self.correct).any():
             regression = self.correct_name == "mae"
@@ -89,6 +115,7 @@ class StudyDiagnosis:
         if self.imbalance is not None:
             lines.append(self.imbalance.summary())
         lines.extend(self.hints)
+        lines.append(self.stage_hint.sentence())
         return "\n".join(lines)
 
     def part(self) -> DiagnosisPart:
@@ -193,6 +220,7 @@ def diagnose(
         honest = _cross_fit(fold, lambda train: _ridge(H[train], target[train, 0], row_weight[train]), H)
         error = np.abs(honest - target[:, 0])
         correct, loss, correct_name = error * scale, 0.5 * (error * scale) ** 2, "mae"
+        moved = None
         imbalance = None
     else:
         codes, C = y[rows].astype(np.int64), len(class_names)
@@ -206,6 +234,8 @@ def diagnose(
         loss = -np.log(np.maximum(honest[np.arange(len(codes)), codes], max(1.0 / (len(codes) + C), LEAST)))
         imbalance = class_imbalance(y, class_names)
         correct_name = "recall" if names == tuple(str(name) for name in class_names) else "accuracy"
+        frequency = np.maximum(np.bincount(y.astype(np.int64), minlength=C), 1) / len(y)
+        moved = ((honest / frequency).argmax(axis=1) == codes).astype(np.float64) if correct_name == "recall" else None
 
     mass = sum_by(drawn, row_weight, len(names))
     return StudyDiagnosis(
@@ -220,6 +250,7 @@ def diagnose(
         correct=sum_by(drawn, row_weight * correct, len(names)) / mass,
         correct_name=correct_name,
         loss=sum_by(drawn, row_weight * loss, len(names)) / mass,
+        moved=None if moved is None else sum_by(drawn, row_weight * moved, len(names)) / mass,
         rows=len(rows),
     )
 
