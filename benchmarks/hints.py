@@ -1,6 +1,6 @@
 """Does the stage that a diagnosis hints at win the study?
 
-For each of 31 real sets: what :attr:`StudyDiagnosis.hinted_stage` says, and the stage of the arm that a study of the same rows recommends
+For each of 30 real sets: what :attr:`StudyDiagnosis.hinted_stage` says, and the stage of the arm that a study of the same rows recommends
 ("nothing", where it recommends the baseline). A hit is the same word. Beside the hit rate stands that of always naming the commonest
 winner. There is no bar: the table is printed whatever comes out.
 

@@ -12,15 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._errors import CounterpoiseError
+    from .diagnostics import examine, record
     from .groups import Groups
     from .studies import Study, study
 
 __version__ = "0.1.0"
-__all__ = ["CounterpoiseError", "Groups", "Study", "__version__", "study"]
+__all__ = ["CounterpoiseError", "Groups", "Study", "__version__", "examine", "record", "study"]
 
-_HOMES = {"CounterpoiseError": "_errors", "Groups": "groups", "Study": "studies", "study": "studies"}
+_HOMES = {
+    "CounterpoiseError": "_errors",
+    "Groups": "groups",
+    "Study": "studies",
+    "examine": "diagnostics",
+    "record": "diagnostics",
+    "study": "studies",
+}
 _ROOMS = frozenset(
-    ["data", "datasets", "decisions", "diagnostics", "engines", "losses", "metrics", "nn", "replications", "report", "schedules", "studies"]
+    [
+        "data",
+        "datasets",
+        "decisions",
+        "diagnostics",
+        "engines",
+        "gradients",
+        "losses",
+        "metrics",
+        "nn",
+        "optim",
+        "replications",
+        "report",
+        "schedules",
+        "studies",
+    ]
 )  # imported when first used, so that ``counterpoise.losses.FocalLoss`` works after ``import counterpoise``
 
 

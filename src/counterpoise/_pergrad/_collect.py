@@ -36,9 +36,9 @@ class ParameterSpace:
 
 
 class Collector:
-    """Sums over one batch of n examples, *sorted* by group: ``ids`` (n,) are rows 0..G-1 of ``sums``, and never fall.
+    """Sums over one batch of n examples; ``ids`` (n,) are rows 0..G-1 of ``sums``.
 
-    A group is then a slice of the batch: its sums read each gradient once, while it is in the cache.
+    Where the batch is sorted by group, a group is a slice of it, and its sum reads each gradient once, while it is in the cache.
 
     Every method takes the gradients of one parameter, given by its place in the space. A norm is not additive, so an example's gradient of
     one parameter must come in one call, with the contributions of all its uses added up.
@@ -66,8 +66,13 @@ class Collector:
         self.along = torch.zeros(n, dtype=torch.float64, device=space.device) if direction is not None else None
         self.gramian = torch.zeros(n, n, dtype=torch.float64, device=space.device) if gramian else None
         self.seen: set[int] = set()
-        ends = torch.bincount(self.ids, minlength=n_groups).cumsum(0).tolist()
-        self._segments = [(k, start, end) for k, (start, end) in enumerate(pairwise([0, *ends])) if end > start]
+        counts = torch.bincount(self.ids, minlength=n_groups)
+        self._segments: list[tuple[int, int, int]] | None = None
+        if bool((self.ids[1:] >= self.ids[:-1]).all()):
+            ends = counts.cumsum(0).tolist()
+            self._segments = [(k, start, end) for k, (start, end) in enumerate(pairwise([0, *ends])) if end > start]
+        else:
+            self._members = torch.split(torch.argsort(self.ids, stable=True), counts.tolist())
         self._parts: dict[int, list[tuple[int, Tensor]]] = {}
 
     def dense(self, place: int, g: Tensor, rows: slice, *, sketch: bool = True) -> None:
@@ -117,8 +122,14 @@ class Collector:
             target = self.sums[k, self.space.slices[place]].view(b.shape[2], a.shape[2])
             target.addmm_(b[part].reshape(-1, b.shape[2]).T.to(target.dtype), a[part].reshape(-1, a.shape[2]).to(target.dtype))
 
-    def _within(self, rows: slice) -> Iterator[tuple[int, slice]]:
-        """The groups among ``rows``, each with its slice of them."""
+    def _within(self, rows: slice) -> Iterator[tuple[int, slice | Tensor]]:
+        """The groups among ``rows``, each with its part of them."""
+        if self._segments is None:
+            for k, members in enumerate(self._members):
+                here = members[(members >= rows.start) & (members < rows.stop)] - rows.start
+                if len(here):
+                    yield k, here
+            return
         for k, start, end in self._segments:
             if start < rows.stop and end > rows.start:
                 yield k, slice(max(start - rows.start, 0), end - rows.start)

@@ -14,7 +14,7 @@ from ._collect import Collector, ParameterSpace
 from ._projection import Projection
 from ._recurrent import is_recurrent
 from ._state import exact_backends
-from ._watch import Layouts, StaleInputError, Watch, find_layouts, flat
+from ._watch import FAILURES, Layouts, StaleInputError, Watch, find_layouts, flat
 
 __all__ = ["Job", "Measured", "ghost", "groupwise", "jvp", "loop", "select", "vmap"]
 
@@ -124,6 +124,13 @@ def _hooked(job: Job, space: ParameterSpace, layouts: Layouts | None, *, directi
         gramian=parts[0].gramian if job.gramian else None,
         missing=broken,
     )
+    for place in broken:  # whatever came in before it failed
+        if sums is not None:
+            sums[:, space.slices[place]] = 0
+        assert found.norms_sq is not None
+        found.norms_sq[:, place] = 0
+    if broken:
+        found.S = found.gramian = None  # which mix all parameters
     if found.gramian is not None:
         found.along = found.gramian.mean(dim=1)
     elif job.along and sums is not None:
@@ -184,7 +191,7 @@ def _disagreeing(job: Job, layouts: Layouts | None) -> set[int]:
     truth = loop(small).norms_sq
     try:
         ours = _hooked(small, job.space, layouts)
-    except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError):
+    except FAILURES:
         # A layer of this model defeats the hooks as a whole; other engines may still do it.
         return set(range(len(job.space.names)))
     assert truth is not None and ours.norms_sq is not None
@@ -205,7 +212,7 @@ def _completed(job: Job, found: Measured, space: ParameterSpace, kept: list[int]
     try:
         extra = vmap(other)
         note = "vectorized gradients"
-    except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError):
+    except FAILURES:
         extra = None
     m = len(found.losses)
     norms = torch.zeros(m, len(job.space.names), dtype=torch.float64, device=job.space.device)
@@ -444,7 +451,7 @@ def select(job: Job) -> tuple[str, Measured]:
     for name in ("vmap", "jvp"):
         try:
             return name, ENGINES[name](job)
-        except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError):
+        except FAILURES:
             continue
     if found.norms_sq is not None and covered > 0:
         return "ghost", found

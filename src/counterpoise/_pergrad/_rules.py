@@ -108,7 +108,7 @@ def normalization(layer: Any, places: Mapping[str, int], x: Tensor, layout: Layo
         return None
 
     def use(b: Tensor, out: Layout) -> Use:
-        scaled, b = wide(x_hat(layer, x)), wide(b)
+        scaled, b = x_hat(layer, wide(x)), wide(b)
         if trailing:  # (n, T, features): sums over the positions
             size = torch.Size(layer.normalized_shape).numel()
             scaled, b = (examples_first(t, out, n).reshape(n, -1, size).mT for t in (scaled, b))

@@ -56,7 +56,9 @@ class GradientSketch:
     coverage : float, default 1.0
         Share of the trainable parameters that is in these numbers; ``missing`` names the others.
     engine : str
-        Which engine made it; ``seed`` keys the random projection.
+        Which engine made it; ``seed`` keys the random projection, ``notes`` say what a reader should know.
+    parameter_names, parameter_slices, parameters
+        What the P columns of ``group_sums`` are; the tensors are the model's own, not copies.
     """
 
     losses: Tensor
@@ -74,7 +76,10 @@ class GradientSketch:
     missing: tuple[str, ...] = ()
     engine: str = "given"
     seed: int = 0
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    parameter_names: tuple[str, ...] = ()
+    parameter_slices: tuple[slice, ...] = ()
+    parameters: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         m = len(self.losses)

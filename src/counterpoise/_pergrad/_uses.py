@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ._collect import Collector
 
-__all__ = ["ConvolutionUse", "GivenUse", "LocalUse", "LookupUse", "OuterUse", "Use", "hand_in_together"]
+__all__ = ["ConvolutionUse", "GivenRows", "GivenUse", "LocalUse", "LookupUse", "OuterUse", "Use", "hand_in_together"]
 
 CHUNK_BYTES = 4 * 2**20  # of gradients and patches held at once; what fits the cache is read twice for the price of once
 
@@ -185,6 +185,16 @@ class GivenUse(Use):
     def hand_in(self, collector: Collector) -> None:
         for place, g in self.gradients.items():
             collector.dense(place, g, slice(0, collector.n))
+
+
+class GivenRows(Use):
+    """The gradients of one parameter, (c, ...) for the rows that are asked for."""
+
+    def __init__(self, place: int, of: Callable[[slice], Tensor], row_bytes: int) -> None:
+        self.places, self.of, self.row_bytes = (place,), of, row_bytes
+
+    def dense(self, rows: slice) -> dict[int, Tensor]:
+        return {self.places[0]: self.of(rows).flatten(1)}
 
 
 class LocalUse(Use):

@@ -6,7 +6,8 @@ activations, which is all that is needed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,15 +15,20 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ._attention import replay_attention
 from ._collect import Collector, ParameterSpace
 from ._recurrent import is_recurrent, replay
 from ._rules import Layout, Plan, examples_first, rule_of
+from ._state import exact_backends
 from ._uses import LocalUse, OuterUse, Use, hand_in_together
 
 __all__ = ["Layouts", "StaleInputError", "Watch", "find_layouts"]
 
 # Per call of a layer: where the examples are in each tensor of its arguments and of its output, in the order of the tree's leaves.
 Layouts = dict[tuple[str, int], tuple[Layout, ...]]
+
+
+FAILURES = (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError)  # what torch raises for what it cannot do
 
 
 class StaleInputError(Exception):
@@ -58,20 +64,27 @@ class _Unit:
 class Watch:
     """Watches a model's layers; ``collector`` and ``n`` are set for each batch, None switches the hooks off.
 
-    ``broken`` collects the places of parameters whose gradients are not to be trusted.
+    ``broken`` collects the places of parameters whose gradients are not to be trusted. ``passive`` never touches the forward pass, which
+    somebody trains with; what would need that is broken then. ``on_arrival`` is called in the backward pass.
     """
 
-    def __init__(self, model: nn.Module, space: ParameterSpace, layouts: Layouts | None = None, *, copy: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, space: ParameterSpace, layouts: Layouts | None = None, *, copy: bool = False, passive: bool = False
+    ) -> None:
         self.space = space
+        self.passive = passive
         self.layouts = layouts
         self.copy = copy
         self.collector: Collector | None = None
         self.n = 0
+        self.stale = False  # an input was changed in place after its use (passive only: otherwise that is an error)
         self.scale = 1.0  # by which a gradient is multiplied to be that of the sum of the losses
         self.broken: set[int] = set()
+        self.on_arrival: Callable[[], None] = lambda: None
         self.root = torch.zeros((), device=space.device, dtype=space.dtype, requires_grad=True)
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
+        self._states: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._units: dict[str, _Unit] = {}
         self._layers = owners(model, space)
         owner: dict[int, _Unit] = {}
@@ -88,6 +101,8 @@ class Watch:
     def __enter__(self) -> Watch:
         for name, (layer, plan) in self._layers.items():
             self._handles.append(layer.register_forward_hook(self._hook(name, plan), with_kwargs=True))
+            if isinstance(layer, nn.MultiheadAttention):
+                self._handles.append(layer.register_forward_pre_hook(self._remember))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,12 +121,24 @@ class Watch:
         """After its backward pass."""
         for unit in set(self._units.values()):
             for late in unit.late:
-                unit.arrived += late()
+                try:
+                    unit.arrived += late()
+                except FAILURES:
+                    self.broken |= self._places(unit)
             self._hand_in(unit)
         if self.collector is not None:
             self.collector.finish()
         self._clear()
         self.collector = None
+
+    def _remember(self, layer: Any, _: Any) -> None:
+        """The random state before attention with dropout, so that a replay drops the same."""
+        if self.collector is not None and layer.training and layer.dropout:
+            cuda = self.space.device.type == "cuda"
+            self._states[id(layer)] = (torch.get_rng_state(), torch.cuda.get_rng_state(self.space.device) if cuda else None)
+
+    def _places(self, unit: _Unit) -> set[int]:
+        return {place for name, other in self._units.items() if other is unit for place in self._layers[name][1].places.values()}
 
     def _clear(self) -> None:
         self._calls.clear()
@@ -133,6 +160,9 @@ class Watch:
             layouts = known if known and len(known) == len(seen) + len(out) else tuple(guess_layout(t, self.n) for t in [*seen, *out])
             inside, raw = layouts[: len(seen)], layouts[len(seen) :]
             outside = list(raw)
+            if self.passive and any(outside[i] is None or not t.requires_grad for i, t in enumerate(out) if t.is_floating_point()):
+                self.broken |= set(plan.places.values())
+                return None
             for i, t in enumerate(out):
                 if not t.is_floating_point() and not t.is_complex():
                     continue
@@ -148,9 +178,9 @@ class Watch:
                 if ready is not None:
                     unit.expected += 1
                     self._await(unit, ready, x, out[0], outside[0])
-                    return rebuild(out)
+                    return None if self.passive else rebuild(out)
             self._await_all(unit, layer, plan, args, kwargs, seen, inside, out, raw, outside)
-            return rebuild(out)
+            return None if self.passive else rebuild(out)
 
         return hook
 
@@ -166,8 +196,12 @@ class Watch:
         def arrive(grad: Tensor) -> None:
             if self.collector is None:
                 return
+            self.on_arrival()
             if x._version != version:
-                raise StaleInputError
+                if not self.passive:
+                    raise StaleInputError
+                self.stale = True
+                return
             with torch.no_grad():
                 unit.arrived.append(ready(grad.detach() * self.scale if self.scale != 1.0 else grad.detach(), layout))
                 if len(unit.arrived) == unit.expected and not unit.late:
@@ -191,9 +225,11 @@ class Watch:
         """Layers without a rule: the gradients of all their outputs are awaited, and their own backward is run at the end."""
         grads: list[Tensor | None] = [None] * len(out)
         versions = [t._version for t in seen]
+        states = self._states.pop(id(layer), None)
 
         def keeper(i: int) -> Callable[[Tensor], None]:
             def keep(grad: Tensor) -> None:
+                self.on_arrival()
                 scaled = grad.detach() * self.scale if self.scale != 1.0 else grad.detach()
                 before = grads[i]
                 grads[i] = scaled if before is None else before + scaled
@@ -206,11 +242,19 @@ class Watch:
 
         def late() -> list[Use]:
             if [t._version for t in seen] != versions:
-                raise StaleInputError
+                if not self.passive:
+                    raise StaleInputError
+                self.stale = True
+                return []
             if all(g is None for g in grads):
                 return []
             if is_recurrent(layer):
                 return replay(layer, plan.places, args, grads)
+            if isinstance(layer, nn.MultiheadAttention):
+                with _random_state(states):
+                    uses = replay_attention(layer, plan.places, args, kwargs, grads)
+                if uses is not None:
+                    return uses
             return [self._local(layer, plan, args, kwargs, inside, grads, raw, outside)]
 
         unit.late.append(late)
@@ -225,6 +269,12 @@ class Watch:
         places = {place for use in uses for place in use.places}
         self.broken |= places & collector.seen
         collector.seen |= places
+        try:
+            self._combine(uses, places, collector)
+        except FAILURES:  # a layer that torch cannot differentiate in this way
+            self.broken |= places
+
+    def _combine(self, uses: list[Use], places: set[int], collector: Collector) -> None:
         if len(uses) == 1:
             uses[0].hand_in(collector)
             return
@@ -280,7 +330,7 @@ class Watch:
             dims = tuple(0 if isinstance(layout, int) or layout == "flat" else None for layout in inside) + (0,) * len(bs)
             keep, self.collector = self.collector, None  # the layer's own hooks see this run, too
             try:
-                with torch.no_grad():  # of the outer graph; the transforms have their own
+                with torch.no_grad(), exact_backends(transforms=True):  # of the outer graph; the transforms have their own
                     gradients = torch.func.vmap(pulled, in_dims=dims, randomness="same")(*parts, *bs)
             finally:
                 self.collector = keep
@@ -288,6 +338,18 @@ class Watch:
 
         row_bytes = 4 * sum(p.numel() * p.element_size() for p in parameters.values())
         return LocalUse(tuple(plan.places.values()), pull, row_bytes)
+
+
+@contextmanager
+def _random_state(states: tuple[Tensor, Tensor | None] | None) -> Iterator[None]:
+    if states is None:
+        yield
+        return
+    with torch.random.fork_rng([torch.cuda.current_device()] if states[1] is not None else []):
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1])
+        yield
 
 
 def flat(g: Tensor) -> Tensor:

@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
+    from ._record import record as record
+    from ._record import Recorder as Recorder
+    from ._from_sketch import interaction as interaction
+    from ._from_sketch import group_shares as group_shares
+    from ._from_sketch import conflict as conflict
+    from ._from_sketch import Leverage as Leverage
+    from ._from_sketch import Conflict as Conflict
+    from ._examine import examine as examine
+    from ._examine import TrainingDiagnosis as TrainingDiagnosis
     from counterpoise._pergrad import GradientSketch as GradientSketch
 
     from ._appearance import ClusterReport as ClusterReport
@@ -33,14 +42,28 @@ if TYPE_CHECKING:
     from ._mistakes import MistakeLeverage as MistakeLeverage
     from ._mistakes import metric_advice as metric_advice
     from ._mistakes import mistake_leverage as mistake_leverage
+    from ._opposing import OpposingPair as OpposingPair
+    from ._opposing import opposing_groups as opposing_groups
     from ._shares import GroupShares as GroupShares
+    from ._sharpness import SharpnessReport as SharpnessReport
+    from ._sharpness import sharpness as sharpness
     from ._sketching import sketch_gradients as sketch_gradients
     from ._table import StudyDiagnosis as StudyDiagnosis
     from ._table import diagnose as diagnose
+    from ._trajectory import LossTrajectory as LossTrajectory
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "record": "_record",
+        "Recorder": "_record",
+        "interaction": "_from_sketch",
+        "group_shares": "_from_sketch",
+        "conflict": "_from_sketch",
+        "Leverage": "_from_sketch",
+        "Conflict": "_from_sketch",
+        "examine": "_examine",
+        "TrainingDiagnosis": "_examine",
         "ClusterReport": "_appearance",
         "CoherenceReport": "_coherence",
         "CollapseAccumulator": "_collapse_metrics",
@@ -51,9 +74,12 @@ __getattr__, __dir__, __all__ = attach(
         "GroupShares": "_shares",
         "ImbalanceReport": "_imbalance",
         "LinearHeadReport": "_head",
+        "LossTrajectory": "_trajectory",
         "MetricAdvice": "_mistakes",
         "MistakeLeverage": "_mistakes",
         "NeuralCollapseReport": "_collapse_metrics",
+        "OpposingPair": "_opposing",
+        "SharpnessReport": "_sharpness",
         "StageHint": "_hint",
         "StudyDiagnosis": "_table",
         "appearance_clusters": "_appearance",
@@ -66,8 +92,10 @@ __getattr__, __dir__, __all__ = attach(
         "head_shares": "_head",
         "metric_advice": "_mistakes",
         "mistake_leverage": "_mistakes",
+        "sharpness": "_sharpness",
         "sketch_gradients": "_sketching",
         "neural_collapse_lengths": "_collapse",
+        "opposing_groups": "_opposing",
         "performance_curve": "_curve",
         "select_by_curve": "_curve",
     },

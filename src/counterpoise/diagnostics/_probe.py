@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from counterpoise._errors import bad_input, check_range, listing
 from counterpoise._pergrad import take
 
-__all__ = ["Probe", "draw", "per_example_loss"]
+__all__ = ["BatchIds", "Probe", "draw", "per_example_loss", "size_of", "target_or_none"]
 
 MAX_GROUPS = 1000
 BINS = 10  # ranges of a continuous target, equally filled
@@ -121,6 +121,32 @@ def target_or_none(batch: Any) -> Tensor | None:
     """The target of an (input, ..., target) batch, if it is a tensor."""
     last = batch[-1] if isinstance(batch, Sequence) and len(batch) > 1 else None
     return last if isinstance(last, Tensor) else None
+
+
+class BatchIds:
+    """Group ids of batches that come one after the other: whole numbers, whose names stay what they are as more groups appear."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ("all",)
+        self._given = False
+
+    def ids(self, given: Any, n: int) -> Tensor:
+        """(n,) ids; all examples in one group where None is given."""
+        if given is None:
+            return torch.zeros(n, dtype=torch.int64)
+        values = torch.as_tensor(np.asarray(_plain(given))).reshape(-1)
+        if len(values) != n or (values.is_floating_point() and bool((values != values.round()).any())):
+            bad_input(
+                "groups", f"an array of {values.dtype}, shape {tuple(values.shape)}", f"one whole number for each of the {n} examples"
+            )
+        values = values.long()
+        most = int(values.max()) + 1
+        if most > MAX_GROUPS:
+            bad_input("groups", f"the id {most - 1}", f"ids below {MAX_GROUPS}")
+        if not self._given or most > len(self.names):
+            self.names = tuple(str(k) for k in range(max(most, len(self.names) if self._given else 1)))
+            self._given = True
+        return values.clamp(min=-1)
 
 
 # ---- examples ---------------------------------------------------------------------------------------------------------------------------

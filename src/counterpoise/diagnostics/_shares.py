@@ -122,8 +122,9 @@ def shares_from_sums(
 class Products:
     r"""Inner products of the group sums :math:`\Sigma_k`: ``gram`` (G, G), ``along`` :math:`\langle \Sigma_k, u \rangle`, and of the step.
 
-    u is the direction of the step: the mean gradient :math:`\mu`, or an optimizer's update with ``forward`` :math:`= \langle \mu, u \rangle` and
-    ``length_sq`` :math:`= \|u\|^2`. Inner products with the mean are formed with the vector itself, since sums of ``gram`` may cancel.
+    u is the direction of the step: the mean gradient :math:`\mu`, or an optimizer's update with ``forward`` :math:`= \langle \mu, u \rangle`
+    and ``length_sq`` :math:`= \|u\|^2`. Inner products with the mean are formed with the vector itself, since sums of ``gram`` may
+    cancel.
     """
 
     gram: Array
@@ -254,7 +255,7 @@ def factor_shares(shares: GroupShares) -> dict[str, float]:
     return {name: float(centered @ (value - value.mean())) / variance for name, value in factors.items()}
 
 
-def hints(shares: GroupShares, kind: str = "group") -> tuple[str, ...]:
+def hints(shares: GroupShares, kind: str = "group", *, with_conflict: bool = True) -> tuple[str, ...]:
     """What the numbers suggest, each with the numbers beside it. ``kind`` is the word for a group in the sentences ("class", "range")."""
     if not np.isfinite(shares.share).any():
         return ("The mean gradient is zero: there is no step to divide.",)
@@ -278,7 +279,7 @@ def hints(shares: GroupShares, kind: str = "group") -> tuple[str, ...]:
             listed = ", ".join(f"{shares.names[j]!r} ({signed(shares.alignment[j])})" for j in against[:5])
             found.append(f"The step works against {listed} (cosine with the step).")
         # Between two groups the conflict is all or nothing, and the line above has said it.
-        if len(shares.names) > 2 and shares.conflict > CONFLICT:
+        if with_conflict and len(shares.names) > 2 and shares.conflict > CONFLICT:
             found.append(
                 f"{percent(shares.conflict, 0)} of the inner products between groups is negative (above {percent(CONFLICT, 0)}): "
                 "their gradients oppose each other, which remedies that combine gradients act on."

@@ -15,7 +15,7 @@ from counterpoise._pergrad import ENGINES, Blocks, GradientSketch, Job, Paramete
 
 from ._probe import Probe, draw, per_example_loss
 
-__all__ = ["Measurement", "measure", "sketch_gradients"]
+__all__ = ["Measurement", "check_coupling", "measure", "parameters_of", "sketch_gradients", "unwrapped"]
 
 CHOICES = ("auto", "last_layer", *ENGINES)
 WIDTH = 256  # of the sketch: cosines of single examples are good to 0.06, those of groups to less
@@ -27,7 +27,6 @@ class Measurement:
     """A sketch, and what else was seen on the way: per class the pull of its own rows and the push of the others."""
 
     sketch: GradientSketch
-    space: ParameterSpace
     pressure: tuple[Tensor, Tensor] | None
     classes: tuple[str, ...]
 
@@ -123,7 +122,7 @@ def measure(
     if sketch_dim is not None:
         check_range("sketch_dim", sketch_dim, low=0, integer=True)
     model = unwrapped(model)
-    _check_coupling(model, train_mode, batchnorm)
+    check_coupling(model, train_mode, batchnorm)
     where = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     _check_device(model, where)
     probe = draw(data, groups, max_examples=max_examples, batch_size=batch_size, seed=seed, device=where)
@@ -154,7 +153,7 @@ def measure(
             projection=Projection(sketch_dim, seed) if sketch_dim else None,
             gramian=gramian,
             along=leverage,
-            check=check,
+            check=check and not train_mode,  # with dropout no two passes are alike
             see=watched.see,
             progress=progress or (lambda _: None),
         )
@@ -190,8 +189,11 @@ def measure(
         engine=name or chosen,
         seed=seed,
         notes=notes,
+        parameter_names=space.names,
+        parameter_slices=space.slices,
+        parameters=space.tensors,
     )
-    return Measurement(_in_order(sketch, order), space, watched.result(), watched.classes)
+    return Measurement(_in_order(sketch, order), watched.result(), watched.classes)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -249,7 +251,7 @@ def _called(model: nn.Module, forward: Callable[[], Any]) -> list[nn.Module]:
     return order
 
 
-def _check_coupling(model: nn.Module, train_mode: bool, batchnorm: str | None) -> None:
+def check_coupling(model: nn.Module, train_mode: bool, batchnorm: str | None) -> None:
     """A gradient of one example exists only where examples do not see each other."""
     if batchnorm not in (None, "eval"):
         bad_input("batchnorm", batchnorm, "'eval' or None")

@@ -1,0 +1,303 @@
+"""Whose step it is while somebody trains: every k-th step of a loop is measured in the forward and backward pass it makes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoise._errors import bad_input, check_choice, check_range, listing
+from counterpoise._pergrad import Blocks, Collector, GradientSketch, ParameterSpace, Projection, Watch
+
+from ._examine import TrainingDiagnosis, diagnosis_of
+from ._from_sketch import group_shares
+from ._probe import BatchIds, size_of
+from ._shares import GroupShares
+from ._sketching import WIDTH, check_coupling, parameters_of, unwrapped
+
+if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.figure import Figure
+
+__all__ = ["Recorder", "record"]
+
+DIFFERS = 0.02  # relative difference between the sum of the examples' gradients and .grad from which a parameter counts as not measured
+
+
+@contextmanager
+def record(
+    model: nn.Module,
+    *,
+    groups: Callable[..., Any] | None = None,
+    every: int = 50,
+    reduction: str = "mean",
+    loss_scale: float | Callable[[], float] = 1.0,
+    params: str = "all",
+    sketch_dim: int = WIDTH,
+    seed: int = 0,
+) -> Iterator[Recorder]:
+    r"""Measure every k-th training step of your own loop, with no forward pass more and training unchanged, bit for bit.
+
+    In the steps that are measured, hooks take from your forward and backward pass what :func:`examine` takes from its own: norms, group
+    sums and a projection of the per-example gradients of the *batch at hand*, with dropout as it is. In the others nothing is hooked but
+    one counter.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As it is trained. Steps are counted by its calls in training mode with gradients enabled.
+    groups : function, optional
+        Called with the arguments of the model's call, returns the group id of each example (-1 for none). Without it tell the recorder
+        before the call: ``recorder.batch(ids)``.
+    every : int, default 50
+        The first step and each k-th after it are measured.
+    reduction : {"mean", "sum"}, default "mean"
+        How your loss combines the batch; the gradients of single examples are scaled back accordingly.
+    loss_scale : float or function, default 1.0
+        What you multiply the loss with before ``backward()``: ``1 / k`` for accumulation over k batches, ``scaler.get_scale`` with a
+        GradScaler.
+    params : str, default "all"
+        As in :func:`examine` ("head" and "last_k" are not known before the first call: use a regular expression).
+    sketch_dim, seed : int
+        Width and seed of the random projection.
+
+    Yields
+    ------
+    Recorder
+        With ``.steps``, ``.shares``, ``.diagnoses``, ``.to_frame()`` and ``.plot()``.
+
+    Raises
+    ------
+    InputError
+        If batch normalization is in training mode, groups do not fit the batch, or an argument is out of its range.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model, loss = nn.Linear(5, 2), nn.CrossEntropyLoss()
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with record(model, every=10) as recorder:
+    ...     for _ in range(21):
+    ...         x, y = torch.randn(32, 5), torch.arange(32) % 2
+    ...         recorder.batch(y)
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), y).backward()
+    ...         optimizer.step()
+    >>> recorder.steps, recorder.shares[0].names
+    ([0, 10, 20], ('0', '1'))
+    """
+    check_range("every", every, low=1, integer=True)
+    check_choice("reduction", reduction, ("mean", "sum"))
+    check_range("sketch_dim", sketch_dim, low=0, integer=True)
+    model = unwrapped(model)
+    check_coupling(model, False, None)
+    if params == "head" or params.startswith("last_"):
+        bad_input("params", params, "'all' or a regular expression on names")
+    recorder = Recorder(model, groups, every, reduction, loss_scale, params, Projection(sketch_dim, seed) if sketch_dim else None)
+    handle = model.register_forward_pre_hook(recorder._before, with_kwargs=True)
+    try:
+        yield recorder
+    finally:
+        handle.remove()
+        recorder._drop()
+
+
+class Recorder:
+    """What :func:`record` yields: ``steps`` that were measured and, for each, exact ``shares``; the rest is worked out when asked for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Callable[..., Any] | None,
+        every: int,
+        reduction: str,
+        loss_scale: float | Callable[[], float],
+        params: str,
+        projection: Projection | None,
+    ) -> None:
+        self.steps: list[int] = []
+        self.shares: list[GroupShares] = []
+        self.seen = 0  # training steps so far
+        self.skipped: list[tuple[int, str]] = []  # steps that could not be measured, and why
+        self._sketches: list[GradientSketch] = []
+        self._diagnoses: dict[int, TrainingDiagnosis] = {}
+        self._model, self._groups, self._every = model, groups, every
+        self._reduction, self._loss_scale, self._params, self._projection = reduction, loss_scale, params, projection
+        self._given: Any = None
+        self._watch: Watch | None = None
+        self._copy = False
+        self._broken: set[str] = set()  # parameters that are left out from the next measured step on
+        self._names = BatchIds()
+
+    def batch(self, groups: Any) -> None:
+        """Group ids (n,) of the batch that the model is called with next; -1 for none."""
+        self._given = groups
+
+    @property
+    def diagnoses(self) -> list[TrainingDiagnosis]:
+        """One :class:`TrainingDiagnosis` per measured step; losses are not known here."""
+        for at, (step, shares, sketch) in enumerate(zip(self.steps, self.shares, self._sketches, strict=True)):
+            if at not in self._diagnoses:
+                self._diagnoses[at] = diagnosis_of(sketch, shares=shares, step=step)
+        return [self._diagnoses[at] for at in range(len(self.steps))]
+
+    def to_frame(self) -> pl.DataFrame:
+        """One row per measured step and group."""
+        import polars as pl
+
+        frames = [
+            shares.to_frame().with_columns(pl.lit(step, pl.Int64).alias("step"))
+            for step, shares in zip(self.steps, self.shares, strict=True)
+        ]
+        if not frames:
+            bad_input("record", "no measured step", "a loop that calls the model in training mode and runs backward()")
+        return pl.concat(frames).select("step", pl.exclude("step"))
+
+    def plot(self) -> Figure:
+        """Shares over the steps."""
+        from counterpoise.report import training_curves
+
+        return training_curves([diagnosis.view() for diagnosis in self.diagnoses], self.steps)
+
+    # -- one step -----------------------------------------------------------------------------------------------------------------------
+
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        self._drop()  # a step whose backward never came
+        given, self._given = self._given, None
+        step, self.seen = self.seen, self.seen + 1
+        if step % self._every:
+            return
+        check_coupling(model, False, None)
+        n = size_of((args, kwargs))
+        if self._groups is not None:
+            given = self._groups(*args, **kwargs)
+        ids = self._names.ids(given, n)
+        space = parameters_of(model, self._params, lambda: None)
+        kept = [(name, p) for name, p in zip(space.names, space.tensors, strict=True) if name not in self._broken]
+        if not kept:
+            return
+        total = space.total
+        if self._broken:
+            space = ParameterSpace([name for name, _ in kept], [p for _, p in kept])
+        rows = len(self._names.names) + bool((ids < 0).any())
+        sorted_ids = torch.where(ids < 0, len(self._names.names), ids).to(space.device)
+        collector = Collector(
+            space,
+            sorted_ids,
+            rows,
+            sums=torch.zeros(rows, space.total, dtype=space.dtype, device=space.device),
+            projection=self._projection,
+        )
+        watch = Watch(model, space, copy=self._copy, passive=True)
+        untouched = {place for place, p in enumerate(space.tensors) if p.grad is None or not bool(p.grad.any())}
+        scale = self._loss_scale() if callable(self._loss_scale) else self._loss_scale
+        watch.scale = (n if self._reduction == "mean" else 1.0) / scale
+        watch.on_arrival = self._arrival(watch, collector, step, ids, untouched, total)
+        watch.__enter__()
+        watch.begin(collector, n)
+        self._watch = watch
+
+    def _arrival(self, watch: Watch, collector: Collector, step: int, ids: Tensor, untouched: set[int], total: int) -> Callable[[], None]:
+        queued = False
+
+        def arrival() -> None:
+            nonlocal queued
+            if not queued:
+                queued = True
+                # After all gradients of this backward pass are there, and before an optimizer can change the parameters.
+                torch.autograd.Variable._execution_engine.queue_callback(  # type: ignore[attr-defined]
+                    lambda: self._after(watch, collector, step, ids, untouched, total)
+                )
+
+        return arrival
+
+    def _after(self, watch: Watch, collector: Collector, step: int, ids: Tensor, untouched: set[int], total: int) -> None:
+        if self._watch is not watch:
+            return
+        cuda = [collector.space.device.index or 0] if collector.space.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(cuda):
+            watch.finish()
+        stale, broken = watch.stale, set(watch.broken)
+        self._drop()
+        if stale:
+            self._copy = True
+            self.skipped.append((step, "an input was changed in place after its layer had used it; later steps copy inputs"))
+            return
+        space, sums = collector.space, collector.sums
+        assert sums is not None
+        broken |= self._not_in(space, sums, watch.scale, untouched)
+        if len(broken) == len(space.names):
+            self.skipped.append((step, "no parameter could be measured"))
+            return
+        self._broken |= {space.names[place] for place in broken}
+        sketch = _sketch(collector, ids, self._names.names, broken, self._broken, total, self._projection)
+        self.steps.append(step)
+        self.shares.append(group_shares(sketch, bootstrap=0))
+        self._sketches.append(replace(sketch, group_sums=None, parameters=()))
+
+    def _not_in(self, space: ParameterSpace, sums: Tensor, scale: float, untouched: set[int]) -> set[int]:
+        """Parameters whose ``.grad`` is not the sum of what was seen: they are used where no hook sees it."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return set()  # .grad may be averaged over processes already
+        wrong = set()
+        for place in untouched:
+            grad = space.tensors[place].grad
+            ours = sums[:, space.slices[place]].sum(dim=0) / scale
+            truth = torch.zeros_like(ours) if grad is None else grad.reshape(-1).to(ours.dtype)
+            if float((truth - ours).norm()) > DIFFERS * float(truth.norm()) + 1e-12:
+                wrong.add(place)
+        return wrong
+
+    def _drop(self) -> None:
+        if self._watch is not None:
+            self._watch.__exit__()
+            self._watch = None
+
+
+def _sketch(
+    collector: Collector,
+    ids: Tensor,
+    names: tuple[str, ...],
+    broken: set[int],
+    missing: set[str],
+    total: int,
+    projection: Projection | None,
+) -> GradientSketch:
+    space, sums = collector.space, collector.sums
+    assert sums is not None
+    kept = [place for place in range(len(space.names)) if place not in broken]
+    norms = collector.norms_sq[:, kept].sum(dim=1)
+    for place in broken:
+        sums[:, space.slices[place]] = 0
+    S = collector.S
+    if S is not None and broken:
+        S = None  # which mixes all parameters; the next measured step leaves these out
+    if S is not None:
+        length = torch.linalg.vector_norm(S.double(), dim=1)
+        S = S * torch.where(length > 0, norms.sqrt() / length.clamp(min=1e-300), 0.0)[:, None].to(S.dtype)
+    measured = sum(space.tensors[place].numel() for place in kept)
+    return GradientSketch(
+        losses=torch.full_like(norms, float("nan")),
+        groups=ids,
+        index=torch.arange(len(ids)),
+        group_names=names,
+        kind="group",
+        norms_sq=norms,
+        S=S,
+        group_sums=sums,
+        blocks=Blocks(space.names, space.slices, collector.norms_sq),
+        coverage=measured / total,
+        missing=tuple(sorted(missing)),
+        engine="record",
+        seed=projection.seed if projection else 0,
+        parameter_names=space.names,
+        parameter_slices=space.slices,
+        parameters=space.tensors,
+        notes=(f"Not measured: {listing(sorted(missing))}, {1 - measured / total:.1%} of the parameters.",) if missing else (),
+    )
