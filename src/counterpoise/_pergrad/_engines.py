@@ -16,11 +16,15 @@ from ._recurrent import is_recurrent
 from ._state import exact_backends
 from ._watch import FAILURES, Layouts, StaleInputError, Watch, find_layouts, flat
 
-__all__ = ["Job", "Measured", "ghost", "groupwise", "jvp", "loop", "select", "vmap"]
+__all__ = ["CoupledExamplesError", "Job", "Measured", "ghost", "groupwise", "jvp", "loop", "select", "vmap"]
 
 Run = Callable[[nn.Module, Any, int], tuple[Any, Tensor]]  # (model, batch of n examples, n) -> (output, losses (n,))
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}  # of norms against the loop; half precision is compared in float32 at 0.05
 CHECKED = 3  # examples on which the hooks are compared with the loop before they are trusted
+
+
+class CoupledExamplesError(Exception):
+    """An example's loss is another one when it is alone: there is no gradient of single examples."""
 
 
 @dataclass(eq=False)
@@ -176,19 +180,22 @@ def _layouts(job: Job) -> Layouts | None:
 
 def _disagreeing(job: Job, layouts: Layouts | None) -> set[int]:
     """Places whose norms the hooks get wrong on a few examples: parameters used where no hook sees it, layers that mix examples."""
-    k = min(CHECKED, job.sizes[0])
+    n = job.sizes[0]
+    k = min(CHECKED, n)
+    rows = torch.linspace(0, n - 1, k).round().long()  # sorted by group: some of different groups
     small = Job(
         job.model,
         job.run,
-        [take(job.batches[0], slice(0, k), job.sizes[0])],
+        [take(job.batches[0], rows.to(job.space.device), n)],
         [k],
-        [job.ids[0][:k]],
+        [job.ids[0][rows.to(job.ids[0].device)]],
         job.n_groups,
         job.space,
         sums=False,
         along=False,
     )
-    truth = loop(small).norms_sq
+    alone = loop(small)
+    truth = alone.norms_sq
     try:
         ours = _hooked(small, job.space, layouts)
     except FAILURES:
@@ -197,6 +204,8 @@ def _disagreeing(job: Job, layouts: Layouts | None) -> set[int]:
     assert truth is not None and ours.norms_sq is not None
     half = any(t.dtype in (torch.float16, torch.bfloat16) for t in job.space.tensors)
     tolerance = 0.05 if half else TOLERANCE[job.space.dtype]
+    if bool(((alone.losses - ours.losses).abs() > tolerance * (alone.losses.abs() + 1e-6)).any()):
+        raise CoupledExamplesError
     a, b = truth.sqrt(), ours.norms_sq.sqrt()
     # What is tiny beside the whole gradient may be rounding.
     floor = tolerance * 1e-2 * a.square().sum(dim=1, keepdim=True).sqrt()

@@ -218,7 +218,7 @@ def study(
     epilog="""\b
 Examples:
   counterpoise diagnose breast-cancer
-  counterpoise diagnose loans.csv --target default --group sex""",
+  counterpoise diagnose loans.csv --target default --group sex --out loans.html""",
 )
 def diagnose(
     data: Data,
@@ -234,12 +234,17 @@ def diagnose(
     keep: Keep = None,
     no_header: NoHeader = False,
     merge_rare: MergeRare = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A new .html file: whose step of the network it is, and why, as a page.")
+    ] = None,
 ) -> None:
-    """Show what dominates the training signal of DATA: which classes, ranges or groups take the step, and who is served worst.
-    Writes nothing."""
+    """Show what dominates the training signal of DATA: which classes, ranges or groups take the step of a linear model and of a small
+    network, and who is served worst. Writes nothing but the page of --out."""
+    if out is not None:
+        _check_new_file(out, ".html")
     _check_task(task)
 
-    from counterpoise.studies._diagnosis import diagnose_problem
+    from counterpoise.studies._diagnosis import diagnose_network, diagnose_problem
     from counterpoise.studies._problem import build_problem
 
     from ._console import ConsoleWatcher
@@ -261,9 +266,16 @@ def diagnose(
     )
     watcher = ConsoleWatcher()
     watcher.data(problem, diagnose_problem(problem))
+    found = diagnose_network(problem)
+    watcher.console.print(found.summary(), markup=False, highlight=False)
     for column in problem.groups:
         watcher.console.print(f"\nBy {column}:", markup=False, highlight=False)
         watcher.console.print(diagnose_problem(problem, column).summary(), markup=False, highlight=False)
+        watcher.console.print(diagnose_network(problem, column).summary(), markup=False, highlight=False)
+    if out is not None:
+        # After a tenth of the training the step still has a direction.
+        out.write_text(found.diagnoses[1].to_html(), encoding="utf-8")
+        _say(f"wrote {out}: the network's step after {found.steps[1]:,} of {found.steps[-1]:,} steps.")
 
 
 @app.command(
@@ -286,7 +298,7 @@ def predict(
 ) -> None:
     """Predict the rows of DATA with the model a study recommended."""
     if out is not None:
-        _check_new_table(out)
+        _check_new_file(out, ".csv", ".parquet")
 
     from counterpoise.datasets import Dataset, read_table
     from counterpoise.studies._saving import load_model
@@ -389,12 +401,12 @@ def _check_task(task: str | None) -> None:
         check_choice("--task", task, ("classification", "regression"))
 
 
-def _check_new_table(path: Path) -> None:
+def _check_new_file(path: Path, *suffixes: str) -> None:
     """Before anything is computed: the suffix is known, the folder is there, and nothing would be overwritten."""
     from counterpoise._errors import InputError, StoreError
 
-    if path.suffix.lower() not in {".csv", ".parquet"}:
-        raise InputError(f"--out: got {str(path)!r}; expected a name that ends in .csv or .parquet.")
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"--out: got {str(path)!r}; expected a name that ends in {' or '.join(suffixes)}.")
     if path.exists():
         raise StoreError(f"--out: {path} exists already and is not overwritten; choose another name.")
     if not path.parent.is_dir():

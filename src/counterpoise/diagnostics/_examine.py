@@ -35,6 +35,7 @@ INCOHERENT = 0.5  # of the typical coherence below which a group is called incoh
 DISAGREE = 0.1  # difference of a share between SGD and the optimizer that is worth a sentence
 FEW_EXAMPLES = 0.25  # of the leverage held by 1 % of the examples from which they are worth a look
 LEAST_OPPOSING = 50  # examples from which opposing pairs are looked for
+LEAST_PAIR = 5  # examples on each side from which a pair is worth a sentence
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,9 @@ class TrainingDiagnosis:
         """One sentence: who dominates."""
         moment = "now" if self.step is None else f"at step {self.step}"
         sentence = dominance_sentence(self.shares, self.kind, moment)
+        s, k = self.shares, self.shares.dominant
+        if not s.settled and np.isfinite([s.share_lo[k], s.share_hi[k]]).all():
+            sentence += f" (95 % interval {percent(s.share_lo[k], 0)} to {percent(s.share_hi[k], 0)})"
         return sentence[:1].upper() + sentence[1:] + "."
 
     def to_frame(self) -> pl.DataFrame:
@@ -360,7 +364,7 @@ def _hints(
     opposing: tuple[OpposingPair, ...],
     pulls: pl.DataFrame | None,
 ) -> tuple[str, ...]:
-    found = list(share_hints(shares, kind, with_conflict=False))
+    found = list(share_hints(shares, kind, causes=False))
     if np.isfinite(shares.share).any():
         found += _factors(shares, kind)
         found += _conflicts(shares, kind)
@@ -369,8 +373,8 @@ def _hints(
             f"1 % of the examples holds {percent(leverage.top_share)} of the leverage: look at them (leverage.to_frame()) before treating "
             "groups."
         )
-    if opposing:
-        pair = opposing[0]
+    pair = opposing[0] if opposing else None
+    if pair is not None and min(len(pair.positive), len(pair.negative)) >= LEAST_PAIR:
         found.append(
             f"{len(pair.positive)} and {len(pair.negative)} examples pull against each other along one direction and cancel "
             f"({percent(pair.cancellation, 0)}), with {percent(pair.energy_share, 0)} of the gradients' energy: see opposing."
@@ -425,17 +429,13 @@ def _factors(shares: GroupShares, kind: str) -> list[str]:
 
 
 def _conflicts(shares: GroupShares, kind: str) -> list[str]:
-    if not shares.conflict > CONFLICT:
-        return []
+    if kind in ("class", "range") or not shares.conflict > CONFLICT:
+        return []  # classes and ranges of one output oppose each other by construction
     first, second = np.triu_indices(len(shares.names), k=1)
     cosine = np.nan_to_num(shares.cosine[first, second])
     worst = int(np.argmin(cosine))
     pair = f"{shares.names[first[worst]]!r} and {shares.names[second[worst]]!r}, cosine {signed(cosine[worst])}"
     text = f"Conflict: {percent(shares.conflict, 0)} of the inner products between groups is negative (most opposed: {pair})."
-    if kind == "class":
-        return [
-            f"{text} Between the classes of one output that is usual; see whether domains or tasks conflict before combining gradients."
-        ]
     return [f"{text} Remedies that combine gradients act on this."]
 
 

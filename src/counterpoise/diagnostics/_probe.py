@@ -222,7 +222,7 @@ def _group_ids(
     if groups is None:
         return torch.zeros(m, dtype=torch.int64), ("all",), "group", ()
     if isinstance(groups, Groups):
-        return *_rows_of(torch.as_tensor(groups.ids), rows, total, data), groups.names, groups.kind, ()
+        return *_rows_of(groups.to_torch(), rows, total, data), groups.names, groups.kind, ()
     if isinstance(groups, str):
         values = torch.cat([_named(batch, groups) for batch in batches])
         return _coded(values, "class" if groups == "target" else "group", groups)

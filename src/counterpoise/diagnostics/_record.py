@@ -211,7 +211,7 @@ class Recorder:
             if not queued:
                 queued = True
                 # After all gradients of this backward pass are there, and before an optimizer can change the parameters.
-                torch.autograd.Variable._execution_engine.queue_callback(  # type: ignore[attr-defined]
+                torch.autograd.Variable._execution_engine.queue_callback(
                     lambda: self._after(watch, collector, step, ids, untouched, total)
                 )
 

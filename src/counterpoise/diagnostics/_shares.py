@@ -255,8 +255,11 @@ def factor_shares(shares: GroupShares) -> dict[str, float]:
     return {name: float(centered @ (value - value.mean())) / variance for name, value in factors.items()}
 
 
-def hints(shares: GroupShares, kind: str = "group", *, with_conflict: bool = True) -> tuple[str, ...]:
-    """What the numbers suggest, each with the numbers beside it. ``kind`` is the word for a group in the sentences ("class", "range")."""
+def hints(shares: GroupShares, kind: str = "group", *, causes: bool = True) -> tuple[str, ...]:
+    """What the numbers suggest, each with the numbers beside it. ``kind`` is the word for a group in the sentences ("class", "range").
+
+    Without ``causes`` they say who dominates, and leave it to others why, and who conflicts with whom.
+    """
     if not np.isfinite(shares.share).any():
         return ("The mean gradient is zero: there is no step to divide.",)
     if shares.space == "head" and shares.settled:
@@ -268,7 +271,7 @@ def hints(shares: GroupShares, kind: str = "group", *, with_conflict: bool = Tru
     found = []
     if shares.share[k] < DOMINATES / len(shares.names):
         found.append(f"No {kind} dominates: the largest share is {percent(shares.share[k])} ({kind} {shares.names[k]!r}).")
-    else:
+    elif causes:
         found.extend(_cause(shares))
     if shares.share[k] > 1:
         found.append("A share above 100 % means that the others pull the other way.")
@@ -279,7 +282,7 @@ def hints(shares: GroupShares, kind: str = "group", *, with_conflict: bool = Tru
             listed = ", ".join(f"{shares.names[j]!r} ({signed(shares.alignment[j])})" for j in against[:5])
             found.append(f"The step works against {listed} (cosine with the step).")
         # Between two groups the conflict is all or nothing, and the line above has said it.
-        if with_conflict and len(shares.names) > 2 and shares.conflict > CONFLICT:
+        if causes and len(shares.names) > 2 and shares.conflict > CONFLICT:
             found.append(
                 f"{percent(shares.conflict, 0)} of the inner products between groups is negative (above {percent(CONFLICT, 0)}): "
                 "their gradients oppose each other, which remedies that combine gradients act on."

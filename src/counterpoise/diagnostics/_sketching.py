@@ -10,8 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoise._errors import bad_input, check_choice, check_range, listing
-from counterpoise._pergrad import ENGINES, Blocks, GradientSketch, Job, ParameterSpace, Projection, exact_backends, select, take, untouched
+from counterpoise._errors import InputError, bad_input, check_choice, check_range, listing
+from counterpoise._pergrad import (
+    ENGINES,
+    FAILURES,
+    Blocks,
+    CoupledExamplesError,
+    GradientSketch,
+    Job,
+    Measured,
+    ParameterSpace,
+    Projection,
+    exact_backends,
+    select,
+    take,
+    untouched,
+)
 
 from ._probe import Probe, draw, per_example_loss
 
@@ -157,7 +171,15 @@ def measure(
             see=watched.see,
             progress=progress or (lambda _: None),
         )
-        chosen, found = select(job) if engine == "auto" else (engine, ENGINES[engine](job))
+        try:
+            chosen, found = select(job) if engine == "auto" else (engine, _by(engine, job))
+        except CoupledExamplesError:
+            bad_input(
+                "model",
+                "examples whose loss depends on the others in their batch",
+                "a model and loss that treat each example by itself",
+                "Contrastive losses and layers that mix the batch have no gradient of one example.",
+            )
     _check_finite(found.losses, found.norms_sq, found.sums, probe)
     missing = tuple(space.names[i] for i in sorted(found.missing))
     left = sum(space.tensors[i].numel() for i in found.missing)
@@ -194,6 +216,17 @@ def measure(
         parameters=space.tensors,
     )
     return Measurement(_in_order(sketch, order), watched.result(), watched.classes)
+
+
+def _by(engine: str, job: Job) -> Measured:
+    if engine not in ("vmap", "jvp"):
+        return ENGINES[engine](job)
+    try:
+        return ENGINES[engine](job)
+    except FAILURES as error:
+        said = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        message = f"engine: {engine!r} cannot measure this model, since torch cannot transform it: {said} Use engine='auto' or 'ghost'."
+        raise InputError(message) from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -8,6 +8,10 @@ from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
     from ._page import study_page as study_page
+    from ._training import TrainingView as TrainingView
+    from ._training import training_curves as training_curves
+    from ._training import training_figure as training_figure
+    from ._training import training_page as training_page
     from ._view import Alarms as Alarms
     from ._view import AtK as AtK
     from ._view import Calibration as Calibration
@@ -30,4 +34,7 @@ _PARTS = (
     "Alarms AtK Calibration CalibrationCurve DiagnosisPart Difference Expectation GroupRow GroupsTable HeadlineRow PaperRow QuestionPanel "
     "RangeRow RangesTable StudyView ThresholdPanel Undecided"
 )
-__getattr__, __dir__, __all__ = attach(__name__, {"study_page": "_page"} | dict.fromkeys(_PARTS.split(), "_view"))
+_TRAINING = ("TrainingView", "training_curves", "training_figure", "training_page")
+__getattr__, __dir__, __all__ = attach(
+    __name__, {"study_page": "_page"} | dict.fromkeys(_TRAINING, "_training") | dict.fromkeys(_PARTS.split(), "_view")
+)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 ABBREVIATIONS = {"auroc": "AUROC", "brier": "Brier score", "f1": "F1", "mae": "MAE", "r2": "R\N{SUPERSCRIPT TWO}", "rmse": "RMSE"}
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -70,3 +72,15 @@ def words(name: str) -> str:
 
 def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def distinct(names: Sequence[str], most: int) -> list[str]:
+    """Names of at most ``most`` letters; those that would look alike when cut at the end are cut in the middle."""
+    ellipsis = "\N{HORIZONTAL ELLIPSIS}"
+    cut = [shorten(name, most) for name in names]
+    alike = Counter(cut)
+    tail = (most - 1) // 2
+    return [
+        name[: most - 1 - tail] + ellipsis + name[-tail:] if len(name) > most and alike[short] > 1 else short
+        for name, short in zip(names, cut, strict=True)
+    ]

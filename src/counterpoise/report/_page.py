@@ -1,4 +1,4 @@
-"""The page of a study: one HTML file that needs nothing else, neither a network nor JavaScript."""
+"""The page of a study, and the templates of all pages: one HTML file that needs nothing else, neither a network nor JavaScript."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def study_page(view: StudyView) -> str:
     >>> page.startswith("<!DOCTYPE html>"), "Keep the baseline." in page
     (True, True)
     """
-    return _template().render(
+    return template("study.html.j2").render(
         view=view,
         forests=[(panel, _figures.forest(panel)) for panel in view.questions if panel.rows],
         threshold_figure=_figures.thresholds(view.threshold) if view.threshold else "",
@@ -41,8 +41,9 @@ def study_page(view: StudyView) -> str:
 
 
 @cache
-def _template() -> Template:
-    return _environment().get_template("study.html.j2")
+def template(name: str) -> Template:
+    """A page of the folder ``templates``."""
+    return _environment().get_template(name)
 
 
 def _environment() -> Environment:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._format import percent, shorten
+from ._format import distinct, percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,11 @@ WIDTH = 736  # of a figure, in points: the column of the page
 LEFT, SPAN = 170, 330  # where the axes with shares begin, and how wide they are
 MOST_GROUPS = 24
 TEXT = 13.0  # points; a page shows one as one CSS pixel
+
+# How shares are marked: of the rows, of the step, and of the pull once fitted.
+TICK: dict[str, Any] = {"marker": "|", "ms": 16, "mew": 2.6}
+DOT: dict[str, Any] = {"marker": "o", "ms": 9.5, "mec": PAPER, "mew": 1}
+DIAMOND: dict[str, Any] = {"marker": "D", "ms": 6.5, "mec": MUTED, "mew": 1.4}
 
 
 @contextmanager
@@ -91,6 +96,45 @@ def plain_rows(ax: Axes, rows: int) -> None:
     ax.tick_params(axis="x", length=3, pad=4)
 
 
+def rules_between(ax: Axes, rows: int) -> None:
+    """Faint lines that lead the eye along a row."""
+    for edge in np.arange(rows + 1) - 0.5:
+        ax.axhline(edge, color=BAND, lw=1, clip_on=False, zorder=0)
+
+
+def most_different(pi: Array, share: Array, most: int = MOST_GROUPS) -> npt.NDArray[np.int64]:
+    """The groups that are shown, in their own order: all, or those whose share differs most from their head count."""
+    distance = np.nan_to_num(np.abs(share - pi))
+    return np.sort(np.argsort(-distance, kind="stable")[:most]).astype(np.int64)
+
+
+def share_axis(ax: Axes, low: float, high: float, ticks: int = 7) -> None:
+    """A horizontal axis of shares from ``low`` (at most 0) to ``high``, with its zero line."""
+    margin = 0.04 * (high - low)
+    ax.set_xlim(low - margin, high + margin)
+    ax.axvline(0, color=RULE, lw=1, zorder=1)
+    ax.locator_params(axis="x", nbins=ticks, steps=[1, 2, 5, 10])
+    ax.xaxis.set_major_formatter(lambda value, _: percent(value, 0 if high - low > 0.06 else 1))
+
+
+def head_count(ax: Axes, row: int, pi: float, share: float) -> None:
+    """A tick at the share of the rows, and how far the other share lies from it."""
+    if np.isfinite(share):
+        ax.plot([pi, share], [row, row], color=MUTED, lw=1.6, zorder=2, solid_capstyle="butt")
+    ax.plot(pi, row, color=INK, zorder=5, **TICK)
+
+
+def key(fig: Figure, x: float, y: float, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Marks with their words, one after the other, from ``x`` points on at ``y`` points above the bottom."""
+    from matplotlib.lines import Line2D
+
+    width, height = fig.get_size_inches() * 72
+    for word, looks in entries:
+        fig.add_artist(Line2D([x / width], [y / height], ls="none", **looks))
+        fig.text((x + 11) / width, y / height, word, va="center", color=MUTED)
+        x += 36 + 6.9 * len(word)
+
+
 def share_figure(
     names: Sequence[str],
     pi: Array,
@@ -136,11 +180,7 @@ def _share_figure(
     correct_name: str,
     counts: npt.NDArray[np.int64] | None,
 ) -> Figure:
-    shown = np.arange(len(names))
-    if len(names) > MOST_GROUPS:
-        # The groups whose share differs most from their head count, in their own order.
-        distance = np.nan_to_num(np.abs(share - pi))
-        shown = np.sort(np.argsort(-distance, kind="stable")[:MOST_GROUPS])
+    shown = most_different(pi, share)
     rows = len(shown)
     row_height, top, bottom = 30, 46, 48
     height = row_height * rows + top + bottom
@@ -149,46 +189,26 @@ def _share_figure(
     right = axes(fig, LEFT + SPAN + 36, bottom, 104, row_height * rows)
     for ax in (left, right):
         plain_rows(ax, rows)
-        for edge in np.arange(rows + 1) - 0.5:
-            ax.axhline(edge, color=BAND, lw=1, clip_on=False, zorder=0)
+        rules_between(ax, rows)
     others = [] if fit_share is None else [fit_share[shown]]
     values = np.concatenate([pi[shown], share[shown], *others, [0.0]])
     values = values[np.isfinite(values)]
-    low, high = min(values.min(), 0.0), max(values.max(), 0.05)
-    margin = 0.04 * (high - low)
-    left.set_xlim(low - margin, high + margin)
-    left.axvline(0, color=RULE, lw=1, zorder=1)
-    left.locator_params(axis="x", nbins=7, steps=[1, 2, 5, 10])
-    left.xaxis.set_major_formatter(lambda value, _: percent(value, 0 if high - low > 0.06 else 1))
+    share_axis(left, min(values.min(), 0.0), max(values.max(), 0.05))
     left.set_xlabel("share of the whole")
+    labels = distinct([names[k] for k in shown], 15 if counts is not None else 24)
     for row, k in enumerate(shown):
-        row_text(fig, left, row, 0, shorten(names[k], 15 if counts is not None else 24))
+        row_text(fig, left, row, 0, labels[row])
         if counts is not None:
             row_text(fig, left, row, LEFT - 14, f"{counts[k]:,}", ha="right", color=MUTED)
+        head_count(left, row, pi[k], share[k])
         if np.isfinite(share[k]):
-            left.plot([pi[k], share[k]], [row, row], color=MUTED, lw=1.6, zorder=2, solid_capstyle="butt")
-            left.plot(share[k], row, marker="o", ms=9.5, color=BLUE, zorder=4, mec=PAPER, mew=1)
-        left.plot(pi[k], row, marker="|", ms=16, mew=2.6, color=INK, zorder=5)
+            left.plot(share[k], row, color=BLUE, zorder=4, **DOT)
         if fit_share is not None and np.isfinite(fit_share[k]):
-            left.plot(fit_share[k], row, marker="D", ms=6.5, color=PAPER, mec=MUTED, mew=1.4, zorder=3)
-    key = [("|", 15, 2.6, INK, INK, "share of rows"), ("o", 9.5, 1, BLUE, BLUE, "of the step, at the start")]
+            left.plot(fit_share[k], row, color=PAPER, zorder=3, **DIAMOND)
+    entries = [("share of rows", {"color": INK, **TICK, "ms": 15}), ("of the step, at the start", {"color": BLUE, **DOT, "mec": BLUE})]
     if fit_share is not None:
-        key.append(("D", 6.5, 1.4, PAPER, MUTED, "of the pull, once fitted"))
-    x = float(LEFT)
-    for marker, size, edge_width, face, edge, word in key:
-        left.plot(
-            (x - LEFT) / SPAN,
-            1 + 28 / (row_height * rows),
-            marker=marker,
-            ms=size,
-            mew=edge_width,
-            color=face,
-            mec=edge,
-            transform=left.transAxes,
-            clip_on=False,
-        )
-        fig.text((x + 11) / WIDTH, 1 - (top - 28) / height, word, va="center", color=MUTED)
-        x += 36 + 6.9 * len(word)
+        entries.append(("of the pull, once fitted", {"color": PAPER, **DIAMOND}))
+    key(fig, LEFT, height - top + 28, entries)
     _correct_column(right, rows, None if correct is None else correct[shown], correct_name)
     if len(names) > rows:
         fig.text(0.01, 6 / height, f"{len(names) - rows} more groups, closer to their head count, are not shown.", color=MUTED)
