@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,17 +16,23 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @dataclass(frozen=True)
 class Example:
-    """What an example prints: how it begins, and words that must occur. ``needs``: a file below ``$COUNTERPOISE_DATA``, if it needs one."""
+    """What an example prints: how it begins, and words that must occur. ``needs``: a file below ``$COUNTERPOISE_DATA``, if it needs one;
+    ``engine``: a package of an extra."""
 
     words: tuple[str, ...]
     begins: str = "Recommended: "
     needs: str = ""
+    engine: str = ""
 
 
 TABLE = {
     "own_training_loop.py": Example(("decisions, balanced_accuracy", "ranking, auroc", "weights", "over", "focal")),
     "own_remedy.py": Example(("skip-easy", "TomekLinks", "weights", "log_loss")),
     "own_learner.py": Example(("selected", "extra-trees", "balanced accuracy 0.9", "not applicable: selected/weights")),
+    "lightning_diagnosis.py": Example(
+        ("of the rows", "of the step", "\n   0 ", "\n 200 "), begins="step 0: The step works against '4'", engine="lightning"
+    ),
+    "transformers_diagnosis.py": Example(("share of the step", "ham", "spam", "\n  96 "), begins="step 0: ", engine="transformers"),
     "detector_bccd.py": Example(
         ("cross-entropy, bias 0", "cross-entropy, prior bias", "focal loss", "score > prior of its class"),
         begins="Places that hold a cell: RBC 1 in 24, WBC 1 in 264, Platelets 1 in 270; 95.0 % are background.",
@@ -52,6 +59,8 @@ def test_example(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> N
     example = TABLE[name]
     if example.needs and not (request.getfixturevalue("data_folder") / example.needs).is_file():
         pytest.skip(f"needs {example.needs} in the folder that COUNTERPOISE_DATA names")
+    if example.engine and importlib.util.find_spec(example.engine) is None:
+        pytest.skip(f"needs the package {example.engine!r} of an extra")
     done = run(name, tmp_path)
     assert done.returncode == 0, done.stderr
     for words in example.words:

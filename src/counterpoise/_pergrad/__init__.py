@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ._collect import Collector, ParameterSpace
-from ._engines import ENGINES, CoupledExamplesError, Job, Measured, directional, select, take
+from ._engines import ENGINES, CoupledExamplesError, Job, Measured, Run, directional, flat_gradient, select, take
 from ._projection import Projection
 from ._sketch import Blocks, GradientSketch
-from ._state import exact_backends, untouched
-from ._watch import FAILURES, StaleInputError, Watch
+from ._state import exact_backends, random_states, untouched
+from ._watch import FAILURES, Layouts, StaleInputError, Watch, find_layouts
 
 __all__ = [
     "ENGINES",
@@ -17,13 +17,18 @@ __all__ = [
     "CoupledExamplesError",
     "GradientSketch",
     "Job",
+    "Layouts",
     "Measured",
     "ParameterSpace",
     "Projection",
+    "Run",
     "StaleInputError",
     "Watch",
     "directional",
     "exact_backends",
+    "find_layouts",
+    "flat_gradient",
+    "random_states",
     "select",
     "take",
     "untouched",

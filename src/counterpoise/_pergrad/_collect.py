@@ -75,16 +75,16 @@ class Collector:
             self._members = torch.split(torch.argsort(self.ids, stable=True), counts.tolist())
         self._parts: dict[int, list[tuple[int, Tensor]]] = {}
 
-    def dense(self, place: int, g: Tensor, rows: slice, *, sketch: bool = True) -> None:
-        """Gradients ``g`` (c, N) of the examples ``rows`` themselves; without ``sketch`` the rule hands that in by :meth:`sketch`."""
+    def dense(self, place: int, g: Tensor, rows: slice) -> None:
+        """Gradients ``g`` (c, N) of the examples ``rows`` themselves."""
         self.seen.add(place)
         columns = self.space.slices[place]
         self.norms_sq[rows, place] = torch.linalg.vector_norm(g, dim=1).double().square()
         if self.sums is not None:
             for k, part in self._within(rows):
                 self.sums[k, columns] += g[part].sum(dim=0)
-        if sketch and self.S is not None and self.projection is not None:
-            self.S[rows] += self.projection.dense(self.space.names[place], g)
+        if self.S is not None and self.projection is not None:
+            self.S[rows] += self.projection.dense(self.space.names[place], g, self._matrix_rows(place, g.shape[1]))
         if self.along is not None and self.direction is not None:
             self.along[rows] += (g @ self.direction[columns].to(g.dtype)).double()
         if self.gramian is not None:
@@ -99,7 +99,8 @@ class Collector:
         else:
             self.norms_sq[rows, place] = ((a @ a.mT) * (b @ b.mT)).sum(dim=(1, 2)).double().clamp(min=0)
         self._sum_products(place, a, b, rows)
-        self.sketch(place, a, b, rows)
+        if self.S is not None and self.projection is not None:
+            self.S[rows] += self.projection.outer(self.space.names[place], a, b)
         if self.along is not None and self.direction is not None:
             matrix = self.direction[self.space.slices[place]].to(a.dtype).view(b.shape[2], a.shape[2])
             self.along[rows] += torch.linalg.vecdot(b @ matrix, a).sum(dim=1).double()
@@ -109,10 +110,10 @@ class Collector:
             else:
                 self._parts.setdefault(place, []).append((rows.start, torch.bmm(b.mT, a).flatten(1)))
 
-    def sketch(self, place: int, a: Tensor, b: Tensor, rows: slice) -> None:
-        """Add the sketch of the products of :meth:`outer`."""
-        if self.S is not None and self.projection is not None:
-            self.S[rows] += self.projection.outer(self.space.names[place], a, b)
+    def _matrix_rows(self, place: int, size: int) -> int:
+        """Rows of the matrix that a parameter is for the projection: its first dimension; 1 for vectors and complex numbers."""
+        shape = self.space.tensors[place].shape
+        return shape[0] if len(shape) > 1 and shape.numel() == size else 1
 
     def _sum_products(self, place: int, a: Tensor, b: Tensor, rows: slice) -> None:
         """One product per group, together as much work as the ordinary gradient of the weight."""

@@ -1,9 +1,13 @@
 r"""Random projections of per-example gradients: unbiased for inner products, the same numbers on every machine and in every process.
 
-Signs are drawn from a generator keyed by (seed, name of the parameter), so batches and ranks that share the seed share the projection and
-their sketches add. For a weight with :math:`g = \sum_t b_t \otimes a_t` the sign of entry (o, i) in column c is a product
-:math:`u_{oc} w_{ic}`, hence :math:`S_c = \sum_t (b_t^\top u)_c (a_t^\top w)_c / \sqrt r` and the d_out x d_in matrix is never formed.
-Any other parameter is hashed: each coordinate is added, with a sign, to one of the r columns (a count sketch).
+A count sketch: every coordinate is added, with a random sign, to one of r columns, so
+:math:`E \langle S_i, S_j \rangle = \langle g_i, g_j \rangle`, with a variance of about :math:`2 \|g_i\|^2 \|g_j\|^2 / r`. For a matrix
+the column of entry (o, i) is :math:`h(o) + h'(i) \bmod r` and its sign :math:`s(o) s'(i)`. The sketch of an outer product
+:math:`b \otimes a` is then the circular convolution of the sketches of b and of a (Pham and Pagh 2013), a product of Fourier transforms,
+and the matrix is never formed; where it is formed, adding up its entries gives the same numbers.
+
+Columns and signs are drawn from generators keyed by (seed, name of the parameter): batches and processes that share the seed share the
+projection, and the sketches of all parameters add up to one of the whole gradient.
 """
 
 from __future__ import annotations
@@ -17,44 +21,51 @@ __all__ = ["Projection"]
 
 
 class Projection:
-    """Draws and keeps the signs of one sketch of width ``r``."""
+    """Draws and keeps the columns and signs of one sketch of width ``r``."""
 
     def __init__(self, r: int, seed: int) -> None:
         self.r = r
         self.seed = seed
-        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._hashes: dict[tuple[str, int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._entries: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
 
     def outer(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """Sketch (n, r) of :math:`\\sum_t b_t \\otimes a_t` for ``a`` (n, T, d_in) and ``b`` (n, T, d_out)."""
-        u, w = self._signs(name + "/out", b.shape[-1], b), self._signs(name + "/in", a.shape[-1], a)
-        sketch: Tensor = ((b @ u) * (a @ w)).sum(dim=1) / self.r**0.5
+        left = torch.fft.rfft(self._sketched(name + "/out", b))
+        right = torch.fft.rfft(self._sketched(name + "/in", a))
+        sketch: Tensor = torch.fft.irfft((left * right).sum(dim=1), n=self.r)
         return sketch
 
     def lookup(self, name: str, tokens: Tensor, b: Tensor, rows: int) -> Tensor:
         """Sketch (n, r) of a table's gradient, ``b`` (n, T, d) added to the rows ``tokens`` (n, T) of ``rows``."""
-        u, w = self._signs(name + "/out", rows, b), self._signs(name + "/in", b.shape[-1], b)
-        sketch: Tensor = (u[tokens] * (b @ w)).sum(dim=1) / self.r**0.5
-        return sketch
+        column, sign = self._hash(name + "/out", rows, b.device)
+        inner, inner_sign = self._hash(name + "/in", b.shape[-1], b.device)
+        at = (column[tokens][..., None] + inner) % self.r
+        signed = b * sign[tokens][..., None].to(b.dtype) * inner_sign.to(b.dtype)
+        return b.new_zeros(len(b), self.r).scatter_add_(1, at.flatten(1), signed.flatten(1))
 
-    def dense(self, name: str, g: Tensor) -> Tensor:
-        """Sketch (n, r) of rows ``g`` (n, N)."""
-        size = g.shape[1]
-        key = (name + "/hash", size)
-        if key not in self._kept:
-            generator = self._generator(name + "/hash")
+    def dense(self, name: str, g: Tensor, rows: int) -> Tensor:
+        """Sketch (n, r) of ``g`` (n, N), whose N entries are a matrix of ``rows`` rows."""
+        key = (name, g.device)
+        if key not in self._entries:
+            column, sign = self._hash(name + "/out", rows, g.device)
+            inner, inner_sign = self._hash(name + "/in", g.shape[1] // rows, g.device)
+            self._entries[key] = (((column[:, None] + inner) % self.r).flatten(), (sign[:, None] * inner_sign).flatten())
+        column, sign = self._entries[key]
+        return g.new_zeros(len(g), self.r).scatter_add_(1, column.expand_as(g), g * sign.to(g.dtype))
+
+    def _sketched(self, name: str, x: Tensor) -> Tensor:
+        """(n, T, r) of (n, T, d)"""
+        column, sign = self._hash(name, x.shape[-1], x.device)
+        return x.new_zeros(*x.shape[:-1], self.r).scatter_add_(-1, column.expand_as(x), x * sign.to(x.dtype))
+
+    def _hash(self, name: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Columns and signs (size,), drawn once, on the CPU, so that every device has the same."""
+        key = (name, size, device)
+        if key not in self._hashes:
+            digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=7).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
             column = torch.randint(self.r, (size,), generator=generator)
-            sign = torch.randint(2, (size,), generator=generator) * 2 - 1
-            self._kept[key] = torch.stack([column, sign]).to(g.device)
-        column, sign = self._kept[key]
-        return g.new_zeros(len(g), self.r).index_add_(1, column, g * sign.to(g.dtype))
-
-    def _signs(self, name: str, size: int, like: Tensor) -> Tensor:
-        key = (name, size)
-        if key not in self._kept:
-            drawn = torch.randint(2, (size, self.r), generator=self._generator(name), dtype=torch.int8) * 2 - 1
-            self._kept[key] = drawn.to(like.device, like.dtype)
-        return self._kept[key]
-
-    def _generator(self, name: str) -> torch.Generator:
-        digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=7).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+            sign = torch.randint(2, (size,), generator=generator, dtype=torch.int8) * 2 - 1
+            self._hashes[key] = (column.to(device), sign.to(device))
+        return self._hashes[key]

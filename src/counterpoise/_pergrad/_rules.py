@@ -166,9 +166,11 @@ class Plan:
 
 
 def rule_of(layer: nn.Module) -> Rule | None:
-    """The rule for a layer of exactly this type, whose parameters are plain ones; subclasses may compute something else."""
+    """The rule for a layer of exactly this type, whose parameters are plain and real; subclasses may compute something else."""
     rule = RULES.get(type(layer)) or NAMED_RULES.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
     own = layer._parameters
-    if rule is None or "weight" not in own or set(own) - {"weight", "bias"}:
+    if rule is None or own.get("weight") is None or set(own) - {"weight", "bias"}:
+        return None
+    if "forward" in vars(layer) or any(p is not None and p.is_complex() for p in own.values()):
         return None
     return rule

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from counterpoise._dist import all_gather_rows, all_reduce_sum, world_size
 from counterpoise._errors import bad_input
 
 __all__ = ["Blocks", "GradientSketch"]
@@ -117,9 +119,11 @@ class GradientSketch:
         InputError
             If the two do not describe the same groups, parameters or projection.
         """
-        for name in ("group_names", "kind", "missing", "engine", "seed"):
+        for name in ("group_names", "kind", "missing", "engine", "seed", "parameter_names"):
             if getattr(self, name) != getattr(other, name):
                 bad_input("other", f"a sketch with {name}={getattr(other, name)!r}", f"the same as here, {getattr(self, name)!r}")
+        if self.S is not None and other.S is not None and self.S.shape[1] != other.S.shape[1]:
+            bad_input("other", f"a projection of width {other.S.shape[1]}", f"the same as here, {self.S.shape[1]}")
         rows = len(self.group_names) + int(bool((self.groups < 0).any() or (other.groups < 0).any()))
         both: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ("losses", "groups", "index")}
         for name in ("norms_sq", "S"):
@@ -135,4 +139,47 @@ class GradientSketch:
         blocks = None
         if self.blocks is not None and other.blocks is not None and self.blocks.names == other.blocks.names:
             blocks = replace(self.blocks, norms_sq=torch.cat([self.blocks.norms_sq, other.blocks.norms_sq]))
-        return replace(self, **both, group_sums=sums, gramian=None, along=None, blocks=blocks)
+        notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return replace(self, **both, group_sums=sums, gramian=None, along=None, blocks=blocks, notes=notes)
+
+    def gather(self, process_group: Any = None) -> GradientSketch:
+        """The sketch of the examples of all processes, on each of them; itself where there is one process.
+
+        As :meth:`merge`: every process measures its own examples, with the same parameters, groups, engine and seed. Sums are added up,
+        (G, P) numbers; rows follow each other in the order of the processes. All processes must call it.
+
+        Raises
+        ------
+        InputError
+            If the sketches do not describe the same groups, parameters or projection.
+        """
+        if world_size(process_group) == 1:
+            return self
+        width = None if self.S is None else self.S.shape[1]
+        parts = (self.norms_sq is None, self.group_sums is None, self.blocks is None, width)
+        what = (self.group_names, self.kind, self.missing, self.engine, self.seed, self.parameter_names, parts)
+        digest = int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), "big")
+        has_none = int(bool((self.groups < 0).any()))
+        about = all_gather_rows(torch.tensor([[digest, has_none]]), process_group)
+        if len(torch.unique(about[:, 0])) > 1:
+            bad_input("sketch", "sketches that differ between processes", "the same groups, parameters, engine and seed in each")
+
+        def rows(x: Tensor) -> Tensor:
+            return all_gather_rows(x, process_group).to(x.device)
+
+        sums = self.group_sums
+        if sums is not None:
+            missing = int(bool(about[:, 1].any())) - has_none
+            sums = all_reduce_sum(torch.cat([sums, sums.new_zeros(missing, sums.shape[1])]), process_group)
+        return replace(
+            self,
+            losses=rows(self.losses),
+            groups=rows(self.groups),
+            index=rows(self.index),
+            norms_sq=None if self.norms_sq is None else rows(self.norms_sq),
+            S=None if self.S is None else rows(self.S),
+            group_sums=sums,
+            gramian=None,
+            along=None,
+            blocks=None if self.blocks is None else replace(self.blocks, norms_sq=rows(self.blocks.norms_sq)),
+        )

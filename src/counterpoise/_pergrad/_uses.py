@@ -80,9 +80,7 @@ class OuterUse(Use):
                 collector.outer(self.weight, self.a, self.b, slice(0, collector.n))
             elif self.form:
                 for rows in chunks(collector.n, self.row_bytes):
-                    a, b = self.a[rows], self.b[rows]
-                    collector.dense(self.weight, torch.bmm(b.mT, a).flatten(1), rows, sketch=False)
-                    collector.sketch(self.weight, a, b, rows)
+                    collector.dense(self.weight, torch.bmm(self.b[rows].mT, self.a[rows]).flatten(1), rows)
             else:
                 for rows in chunks(collector.n, self.row_bytes):
                     collector.outer(self.weight, self.a[rows], self.b[rows], rows)
@@ -119,11 +117,7 @@ class ConvolutionUse(Use):
     def hand_in(self, collector: Collector) -> None:
         if self.weight is not None:
             for rows in chunks(collector.n, self.row_bytes):
-                x, b = self.patches(self.a[rows]), self.b[rows]
-                one = self.groups == 1
-                collector.dense(self.weight, self._matrix(x, b), rows, sketch=not one)
-                if one:
-                    collector.sketch(self.weight, x.mT, b.mT, rows)
+                collector.dense(self.weight, self._matrix(self.patches(self.a[rows]), self.b[rows]), rows)
         if self.bias is not None:
             collector.dense(self.bias, self.b.sum(dim=2), slice(0, collector.n))
 

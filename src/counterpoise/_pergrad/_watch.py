@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ._attention import replay_attention
 from ._collect import Collector, ParameterSpace
 from ._recurrent import is_recurrent, replay
-from ._rules import Layout, Plan, examples_first, rule_of
+from ._rules import HALF, Layout, Plan, examples_first, rule_of
 from ._state import exact_backends
 from ._uses import LocalUse, OuterUse, Use, hand_in_together
 
@@ -41,11 +41,12 @@ class _Anchor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, root: Tensor) -> Tensor:
         ctx.mark_dirty(x)
+        ctx.dtype = root.dtype
         return x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, grad.new_zeros(())
+        return grad, grad.new_zeros((), dtype=ctx.dtype)
 
 
 class _Unit:
@@ -80,6 +81,7 @@ class Watch:
         self.stale = False  # an input was changed in place after its use (passive only: otherwise that is an error)
         self.scale = 1.0  # by which a gradient is multiplied to be that of the sum of the losses
         self.broken: set[int] = set()
+        self.half = False  # whether gradients in half precision came back
         self.on_arrival: Callable[[], None] = lambda: None
         self.root = torch.zeros((), device=space.device, dtype=space.dtype, requires_grad=True)
         self._calls: dict[str, int] = {}
@@ -100,8 +102,9 @@ class Watch:
 
     def __enter__(self) -> Watch:
         for name, (layer, plan) in self._layers.items():
-            self._handles.append(layer.register_forward_hook(self._hook(name, plan), with_kwargs=True))
-            if isinstance(layer, nn.MultiheadAttention):
+            # Before the user's own hooks, which may return something else than the layer does.
+            self._handles.append(layer.register_forward_hook(self._hook(name, plan), with_kwargs=True, prepend=True))
+            if plan.rule is None:
                 self._handles.append(layer.register_forward_pre_hook(self._remember))
         return self
 
@@ -131,11 +134,14 @@ class Watch:
         self._clear()
         self.collector = None
 
-    def _remember(self, layer: Any, _: Any) -> None:
-        """The random state before attention with dropout, so that a replay drops the same."""
-        if self.collector is not None and layer.training and layer.dropout:
-            cuda = self.space.device.type == "cuda"
-            self._states[id(layer)] = (torch.get_rng_state(), torch.cuda.get_rng_state(self.space.device) if cuda else None)
+    def _remember(self, layer: nn.Module, _: Any) -> None:
+        """The random state before a layer that is run once more later: attention then drops the same, for others it is not to change."""
+        if self.collector is not None and layer.training:
+            self._states[id(layer)] = self._random_state()
+
+    def _random_state(self) -> tuple[Tensor, Tensor | None]:
+        cuda = self.space.device.type == "cuda"
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.space.device) if cuda else None
 
     def _places(self, unit: _Unit) -> set[int]:
         return {place for name, other in self._units.items() if other is unit for place in self._layers[name][1].places.values()}
@@ -151,15 +157,21 @@ class Watch:
         unit = self._units[name]
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if self.collector is None or not torch.is_grad_enabled():
+            if self.collector is None:
                 return None
             call = self._calls[name] = self._calls.get(name, -1) + 1
-            seen = _leaves((args, kwargs))
+            if not torch.is_grad_enabled():
+                return None
+            seen = _leaves(args, kwargs)
             out, rebuild = _open(output)
-            known = self.layouts.get((name, call)) if self.layouts is not None else None
-            layouts = known if known and len(known) == len(seen) + len(out) else tuple(guess_layout(t, self.n) for t in [*seen, *out])
+            layouts = self._layouts_of(name, call, [*seen, *out])
+            replayed = is_recurrent(layer)  # which knows by itself where its examples are
+            if layouts is None and not replayed:
+                self.broken |= set(plan.places.values())
+                return None
+            layouts = layouts or (0,) * (len(seen) + len(out))
             inside, raw = layouts[: len(seen)], layouts[len(seen) :]
-            outside = list(raw)
+            outside = [0 if replayed else layout for layout in raw]
             if self.passive and any(outside[i] is None or not t.requires_grad for i, t in enumerate(out) if t.is_floating_point()):
                 self.broken |= set(plan.places.values())
                 return None
@@ -170,7 +182,7 @@ class Watch:
                     # The same for all examples so far: give each its own, so that what comes back is told apart.
                     t, outside[i] = examples_first(t, None, self.n).clone(), 0
                 out[i] = t if t.requires_grad else self._anchored(t)
-            simple = plan.rule is not None and len(out) == 1 and len(seen) >= 1
+            simple = plan.rule is not None and len(out) == 1 and len(seen) == 1
             if simple and plan.rule is not None:
                 x = seen[0].detach()
                 x = x.clone() if self.copy else x
@@ -183,6 +195,17 @@ class Watch:
             return None if self.passive else rebuild(out)
 
         return hook
+
+    def _layouts_of(self, name: str, call: int, tensors: Sequence[Tensor]) -> tuple[Layout, ...] | None:
+        """Where the examples are in the tensors of one call; None if they are not where they were in other calls."""
+        if self.layouts is None:
+            return tuple(guess_layout(t, self.n) for t in tensors)
+        calls = [key for key in self.layouts if key[0] == name]
+        if not calls:
+            return None
+        known = self.layouts[name, call % len(calls)]  # recomputed layers of a checkpoint are called more often
+        fits = len(known) == len(tensors) and all(_fits(t, layout, self.n) for t, layout in zip(tensors, known, strict=True))
+        return known if fits else None
 
     def _anchored(self, t: Tensor) -> Tensor:
         if t.is_leaf and t._is_view():
@@ -202,8 +225,13 @@ class Watch:
                     raise StaleInputError
                 self.stale = True
                 return
+            self.half |= grad.dtype in HALF
             with torch.no_grad():
-                unit.arrived.append(ready(grad.detach() * self.scale if self.scale != 1.0 else grad.detach(), layout))
+                try:
+                    unit.arrived.append(ready(grad.detach() * self.scale if self.scale != 1.0 else grad.detach(), layout))
+                except FAILURES:
+                    self.broken |= self._places(unit)
+                    return
                 if len(unit.arrived) == unit.expected and not unit.late:
                     self._hand_in(unit)
 
@@ -224,12 +252,20 @@ class Watch:
     ) -> None:
         """Layers without a rule: the gradients of all their outputs are awaited, and their own backward is run at the end."""
         grads: list[Tensor | None] = [None] * len(out)
-        versions = [t._version for t in seen]
         states = self._states.pop(id(layer), None)
+        if states is not None and not _same(states, self._random_state()) and not isinstance(layer, nn.MultiheadAttention):
+            self.broken |= set(plan.places.values())  # it would draw other random numbers when run once more
+            return
+        if self.copy:
+            copies = {id(t): t.detach().clone() for t in seen}
+            args, kwargs = tree_map(lambda leaf: copies.get(id(leaf), leaf), (args, kwargs))
+            seen = _leaves(args, kwargs)
+        versions = [t._version for t in seen]
 
         def keeper(i: int) -> Callable[[Tensor], None]:
             def keep(grad: Tensor) -> None:
                 self.on_arrival()
+                self.half |= grad.dtype in HALF
                 scaled = grad.detach() * self.scale if self.scale != 1.0 else grad.detach()
                 before = grads[i]
                 grads[i] = scaled if before is None else before + scaled
@@ -340,6 +376,10 @@ class Watch:
         return LocalUse(tuple(plan.places.values()), pull, row_bytes)
 
 
+def _same(a: tuple[Tensor, Tensor | None], b: tuple[Tensor, Tensor | None]) -> bool:
+    return torch.equal(a[0], b[0]) and (a[1] is None or b[1] is None or torch.equal(a[1], b[1]))
+
+
 @contextmanager
 def _random_state(states: tuple[Tensor, Tensor | None] | None) -> Iterator[None]:
     if states is None:
@@ -373,12 +413,16 @@ def _some(x: Tensor, layout: Layout, rows: slice, n: int) -> Tensor:
     return x if layout is None else examples_first(x, layout, n)[rows]
 
 
-def _leaves(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):  # nearly always
+        return [args[0]]
+    return [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
 
 
 def _open(output: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
     """The tensors of an output, and how to put others in their place."""
+    if isinstance(output, Tensor):  # nearly always
+        return [output], lambda values: values[0]
     packed: list[PackedSequence] = []
 
     def is_packed(node: Any) -> bool:
@@ -423,6 +467,13 @@ def owners(model: nn.Module, space: ParameterSpace) -> dict[str, tuple[nn.Module
     return found
 
 
+def _fits(t: Tensor, layout: Layout, n: int) -> bool:
+    """Whether n examples can be where ``layout`` says. A batch that is not there has been taken apart, as where tokens are routed."""
+    if layout == "flat":
+        return t.ndim > 0 and t.shape[0] > 0 and t.shape[0] % n == 0
+    return layout is None or (isinstance(layout, int) and layout < t.ndim and t.shape[layout] == n)
+
+
 def guess_layout(t: Tensor, n: int) -> Layout:
     """Without having seen other batch sizes: the first dimension of size n, else the second, else whole multiples of n."""
     for dim in range(min(2, t.ndim)):
@@ -459,7 +510,7 @@ def find_layouts(model: nn.Module, space: ParameterSpace, run: Callable[[int], A
 def _recorder(name: str, calls: dict[str, int], seen: dict[tuple[str, int], list[tuple[int, ...]]]) -> Callable[..., None]:
     def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = calls[name] = calls.get(name, -1) + 1
-        seen[name, call] = [tuple(t.shape) for t in [*_leaves((args, kwargs)), *_open(output)[0]]]
+        seen[name, call] = [tuple(t.shape) for t in [*_leaves(args, kwargs), *_open(output)[0]]]
 
     return hook
 

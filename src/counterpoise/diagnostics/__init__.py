@@ -7,15 +7,6 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
-    from ._record import record as record
-    from ._record import Recorder as Recorder
-    from ._from_sketch import interaction as interaction
-    from ._from_sketch import group_shares as group_shares
-    from ._from_sketch import conflict as conflict
-    from ._from_sketch import Leverage as Leverage
-    from ._from_sketch import Conflict as Conflict
-    from ._examine import examine as examine
-    from ._examine import TrainingDiagnosis as TrainingDiagnosis
     from counterpoise._pergrad import GradientSketch as GradientSketch
 
     from ._appearance import ClusterReport as ClusterReport
@@ -32,6 +23,13 @@ if TYPE_CHECKING:
     from ._curve import CurveReport as CurveReport
     from ._curve import performance_curve as performance_curve
     from ._curve import select_by_curve as select_by_curve
+    from ._examine import TrainingDiagnosis as TrainingDiagnosis
+    from ._examine import examine as examine
+    from ._from_sketch import Conflict as Conflict
+    from ._from_sketch import Leverage as Leverage
+    from ._from_sketch import conflict as conflict
+    from ._from_sketch import group_shares as group_shares
+    from ._from_sketch import interaction as interaction
     from ._head import LinearHeadReport as LinearHeadReport
     from ._head import examine_linear as examine_linear
     from ._head import head_shares as head_shares
@@ -44,6 +42,8 @@ if TYPE_CHECKING:
     from ._mistakes import mistake_leverage as mistake_leverage
     from ._opposing import OpposingPair as OpposingPair
     from ._opposing import opposing_groups as opposing_groups
+    from ._record import Recorder as Recorder
+    from ._record import record as record
     from ._shares import GroupShares as GroupShares
     from ._sharpness import SharpnessReport as SharpnessReport
     from ._sharpness import sharpness as sharpness

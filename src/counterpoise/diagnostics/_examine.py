@@ -17,7 +17,7 @@ from counterpoise._pergrad import GradientSketch
 from ._coherence import CoherenceReport, coherence
 from ._from_sketch import Leverage, group_shares, interaction, leverage_of, shares_with_intervals
 from ._opposing import OpposingPair, opposing_groups
-from ._shares import CONFLICT, Array, GroupShares, dominance_sentence, percent, signed
+from ._shares import CONFLICT, Array, GroupShares, _typical, dominance_sentence, percent, signed
 from ._shares import hints as share_hints
 from ._sketching import measure
 
@@ -405,9 +405,8 @@ def _factors(shares: GroupShares, kind: str) -> list[str]:
         for k in range(G):
             others = np.delete(np.arange(G), k)
             name = f"{kind.capitalize()} {shares.names[k]!r}"
-            rho, count = float(np.nanmedian(shares.rho[others])), float(np.median(shares.count[others]))
-            known = shares.alpha_unbiased[others][np.isfinite(shares.alpha_unbiased[others])]
-            alpha = float(np.median(known)) if known.size else float("nan")
+            rho, count = _typical(shares.rho[others]), float(np.median(shares.count[others]))
+            alpha = _typical(shares.alpha_unbiased[others])
             if shares.rho[k] > LOUD * rho:
                 found.append(
                     f"{name} is loud: one of its gradients is {shares.rho[k] / rho:.1f} times as long as is typical of the others "

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from counterpoise._errors import bad_input, check_range, listing
-from counterpoise._pergrad import take
+from counterpoise._pergrad import random_states, take
 
 __all__ = ["BatchIds", "Probe", "draw", "per_example_loss", "size_of", "target_or_none"]
 
@@ -134,7 +134,7 @@ class BatchIds:
         """(n,) ids; all examples in one group where None is given."""
         if given is None:
             return torch.zeros(n, dtype=torch.int64)
-        values = torch.as_tensor(np.asarray(_plain(given))).reshape(-1)
+        values = _ids_of(given).reshape(-1)
         if len(values) != n or (values.is_floating_point() and bool((values != values.round()).any())):
             bad_input(
                 "groups", f"an array of {values.dtype}, shape {tuple(values.shape)}", f"one whole number for each of the {n} examples"
@@ -169,20 +169,32 @@ def draw(data: Any, groups: Any, *, max_examples: int, batch_size: int, seed: in
     """At most ``max_examples`` examples: of tensors a random part, of a loader its first batches."""
     check_range("max_examples", max_examples, low=1, integer=True)
     check_range("batch_size", batch_size, low=1, integer=True)
-    batches, index, total = _batches(data, max_examples, batch_size, seed)
+    with random_states(generators=_generators(data)):  # of which a loader takes
+        batches, index, total = _batches(data, max_examples, batch_size, seed)
     if not batches:
         bad_input("data", "no examples", "at least one")
     sizes = [len(rows) for rows in index]
     for batch, n in zip(batches, sizes, strict=True):
         for leaf in _tensors(batch):
-            if leaf.is_floating_point() and leaf.ndim and leaf.shape[0] == n and not bool(torch.isfinite(leaf).all()):
-                row = int((~torch.isfinite(leaf)).reshape(n, -1).any(dim=1).nonzero()[0])
-                bad_input("data", f"numbers that are not finite (example {row} of its batch)", "finite inputs and targets")
+            # Infinite entries are legal in masks; where they do harm, the losses show it.
+            if leaf.is_floating_point() and leaf.ndim and leaf.shape[0] == n and bool(torch.isnan(leaf).any()):
+                row = int(torch.isnan(leaf).reshape(n, -1).any(dim=1).nonzero()[0])
+                bad_input("data", f"numbers that are NaN (example {row} of its batch)", "inputs and targets without NaN")
     ids, names, kind, notes = _group_ids(data, batches, index, total, groups)
+    if len(ids) != sum(sizes):
+        bad_input("groups", f"{len(ids)} values for {sum(sizes)} examples", "one for each row of the batches' first tensors")
     if len(names) > MAX_GROUPS:
         bad_input("groups", f"{len(names)} groups", f"at most {MAX_GROUPS}", "Groups.from_bins(...) makes ranges of a continuous value.")
     batches = [tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch) for batch in batches]
     return Probe(batches, sizes, list(torch.split(ids, sizes)), index, names, kind, notes)
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """Those that a loader and its samplers draw from."""
+    holders = [data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
+    holders.append(getattr(holders[-1], "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def _batches(data: Any, most: int, batch_size: int, seed: int) -> tuple[list[Any], list[Tensor], int | None]:
@@ -199,7 +211,7 @@ def _batches(data: Any, most: int, batch_size: int, seed: int) -> tuple[list[Any
         bad_input("data", f"{type(data).__name__}", "a DataLoader, another iterable of batches, or a tuple of tensors (inputs, targets)")
     batches, index, start = [], [], 0
     for batch in data:
-        batch = tuple(batch) if isinstance(batch, list) else batch
+        batch = tuple(batch) if isinstance(batch, list) else dict(batch) if isinstance(batch, Mapping) else batch
         n = size_of(batch)
         if start + n > most:
             batch, n = take(batch, slice(0, most - start), n), most - start
@@ -227,16 +239,23 @@ def _group_ids(
         values = torch.cat([_named(batch, groups) for batch in batches])
         return _coded(values, "class" if groups == "target" else "group", groups)
     if callable(groups):
-        parts = [torch.as_tensor(np.asarray(_plain(groups(batch)))) for batch in batches]
+        parts = [_ids_of(groups(batch)) for batch in batches]
         for part, where in zip(parts, index, strict=True):
             if part.shape != where.shape:
                 bad_input(
                     "groups", f"a function that returns shape {tuple(part.shape)}", f"one id per example of the batch, ({len(where)},)"
                 )
         return _coded(torch.cat(parts), "group", "groups", given=True)
-    values = torch.as_tensor(np.asarray(_plain(groups)))
+    values = _ids_of(groups)
     (chosen,) = _rows_of(values, rows, total, data)
     return _coded(chosen, "group", "groups", given=True)
+
+
+def _ids_of(values: Any) -> Tensor:
+    array = np.asarray(_plain(values))
+    if array.dtype.kind not in "biuf":
+        bad_input("groups", f"ids of type {array.dtype}", "whole numbers, one per example", "Groups.from_labels(...) takes names.")
+    return torch.as_tensor(array)
 
 
 def _plain(values: Any) -> Any:
@@ -244,9 +263,7 @@ def _plain(values: Any) -> Any:
 
 
 def _rows_of(values: Tensor, rows: Tensor, total: int | None, data: Any) -> tuple[Tensor]:
-    from torch.utils.data import DataLoader, SequentialSampler
-
-    if isinstance(data, DataLoader) and not isinstance(data.sampler, SequentialSampler):
+    if not _in_fixed_order(data):
         bad_input(
             "groups", "one id per example for a loader that shuffles", "a loader in a fixed order", "Or give groups=lambda batch: ids."
         )
@@ -254,6 +271,17 @@ def _rows_of(values: Tensor, rows: Tensor, total: int | None, data: Any) -> tupl
     if values.ndim != 1 or (len(values) != expected if total is not None else len(values) < expected):
         bad_input("groups", f"an array of shape {tuple(values.shape)}", f"one id per example, shape ({expected},)")
     return (values[rows],)
+
+
+def _in_fixed_order(data: Any) -> bool:
+    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+    if not isinstance(data, DataLoader):
+        return True
+    sampler: Any = data.sampler
+    if data.batch_sampler is not None:  # beside one of the user's own, .sampler says nothing
+        sampler = data.batch_sampler.sampler if type(data.batch_sampler) is BatchSampler else None
+    return isinstance(sampler, SequentialSampler)
 
 
 def _named(batch: Any, key: str) -> Tensor:
@@ -286,7 +314,7 @@ def _coded(values: Tensor, kind: str, argument: str, given: bool = False) -> tup
         if not whole:
             binned = Groups.from_bins(values.double().numpy(), bins=BINS, strategy="quantile")
             note = f"{argument} is continuous: {len(binned.names)} ranges with equally many examples."
-            return torch.as_tensor(binned.ids), binned.names, "bin", (note,)
+            return binned.to_torch(), binned.names, "bin", (note,)
         values = values.long()
     values = values.long()
     distinct = torch.unique(values)

@@ -122,9 +122,9 @@ def shares_from_sums(
 class Products:
     r"""Inner products of the group sums :math:`\Sigma_k`: ``gram`` (G, G), ``along`` :math:`\langle \Sigma_k, u \rangle`, and of the step.
 
-    u is the direction of the step: the mean gradient :math:`\mu`, or an optimizer's update with ``forward`` :math:`= \langle \mu, u \rangle`
-    and ``length_sq`` :math:`= \|u\|^2`. Inner products with the mean are formed with the vector itself, since sums of ``gram`` may
-    cancel.
+    u is the direction of the step: the mean gradient :math:`\mu`, or an optimizer's update, with ``forward``
+    :math:`= \langle \mu, u \rangle` and ``length_sq`` :math:`= \|u\|^2`. Inner products with the mean are formed with the vector itself,
+    since sums of ``gram`` may cancel.
     """
 
     gram: Array
@@ -267,13 +267,15 @@ def hints(shares: GroupShares, kind: str = "group", *, causes: bool = True) -> t
             f"The mean gradient ({shares.norm:.2g}) is not clear of its sampling error ({shares.noise:.2g}): the step has no direction to "
             "divide, so signed shares say nothing here; shares of the magnitude are given instead.",
         )
+    if len(shares.names) < 2:
+        return ()  # nobody to compare with
     k = shares.dominant
     found = []
     if shares.share[k] < DOMINATES / len(shares.names):
         found.append(f"No {kind} dominates: the largest share is {percent(shares.share[k])} ({kind} {shares.names[k]!r}).")
     elif causes:
         found.extend(_cause(shares))
-    if shares.share[k] > 1:
+    if shares.share[k] > 1 + ROUNDING:
         found.append("A share above 100 % means that the others pull the other way.")
     if shares.space == "head":
         found.extend(_incoherent(shares, kind))
@@ -350,14 +352,20 @@ def _cause(shares: GroupShares) -> list[str]:
     return [f"Shares differ {size}, mostly through '{factor}': {remedy}."]
 
 
+def _typical(values: Array) -> float:
+    """The median of what is known; nan if nothing is."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
 def incoherent(shares: GroupShares) -> list[int]:
     """Groups that are loud without pointing anywhere, as wrong labels and outliers make them."""
-    typical = float(np.nanmedian(shares.rho))
+    typical = _typical(shares.rho)
     return [k for k in range(len(shares.names)) if shares.alpha_unbiased[k] < 0.05 and shares.rho[k] > 1.5 * typical]
 
 
 def _incoherent(shares: GroupShares, kind: str) -> list[str]:
-    typical = float(np.nanmedian(shares.rho))
+    typical = _typical(shares.rho)
     return [
         f"{kind.capitalize()} {shares.names[k]!r} is loud ({shares.rho[k]:.2g}, typical {typical:.2g}) but not unanimous (coherence "
         f"{signed(shares.alpha_unbiased[k])}): inspect its labels and outliers."

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from counterpoise._errors import InputError, bad_input, check_choice, check_range, listing
 from counterpoise._pergrad import (
@@ -21,6 +22,7 @@ from counterpoise._pergrad import (
     Measured,
     ParameterSpace,
     Projection,
+    Run,
     exact_backends,
     select,
     take,
@@ -33,6 +35,9 @@ __all__ = ["Measurement", "check_coupling", "measure", "parameters_of", "sketch_
 
 CHOICES = ("auto", "last_layer", *ENGINES)
 WIDTH = 256  # of the sketch: cosines of single examples are good to 0.06, those of groups to less
+# What layers return for the examples that go through the model at once. Smaller pieces are as fast on a CPU, whose cache they fit.
+BATCH_BYTES = {"cpu": 12 * 2**20, "other": 512 * 2**20}
+LEAST_PIECE = 32
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -153,6 +158,8 @@ def measure(
         if gramian:
             probe = _joined(probe)
         probe, order = _by_group(probe)
+        if not gramian:
+            probe = _in_pieces(probe, _pieces(model, probe, run, where))
         none = bool(torch.cat(probe.ids).lt(0).any())
         rows = len(probe.group_names) + none
         watched = _Pressure(probe)
@@ -167,7 +174,8 @@ def measure(
             projection=Projection(sketch_dim, seed) if sketch_dim else None,
             gramian=gramian,
             along=leverage,
-            check=check and not train_mode,  # with dropout no two passes are alike
+            check=check,
+            repeatable=not train_mode,  # with dropout no two passes are alike
             see=watched.see,
             progress=progress or (lambda _: None),
         )
@@ -178,11 +186,13 @@ def measure(
                 "model",
                 "examples whose loss depends on the others in their batch",
                 "a model and loss that treat each example by itself",
-                "Contrastive losses and layers that mix the batch have no gradient of one example.",
+                "Contrastive losses, losses divided by the size of the batch and layers that mix it have no gradient of one example.",
             )
+    if len(found.missing) == len(space.names):
+        bad_input("engine", engine, "another engine: the hooks see nothing of this model", "Use engine='auto'.")
     _check_finite(found.losses, found.norms_sq, found.sums, probe)
     missing = tuple(space.names[i] for i in sorted(found.missing))
-    left = sum(space.tensors[i].numel() for i in found.missing)
+    left = sum(space.slices[i].stop - space.slices[i].start for i in found.missing)
     norms = None if found.norms_sq is None else found.norms_sq.sum(dim=1)
     S = found.S
     if S is not None and norms is not None:
@@ -340,6 +350,42 @@ def _joined(probe: Probe) -> Probe:
     )
 
 
+def _pieces(model: nn.Module, probe: Probe, run: Run, device: torch.device) -> int:
+    """Examples that go through the model at once: as many as keep what the layers return within BATCH_BYTES."""
+    bytes_of_one = 0
+
+    def count(_: nn.Module, args: Any, output: Any) -> None:
+        nonlocal bytes_of_one
+        bytes_of_one += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+    leaves = [layer for layer in model.modules() if next(layer.children(), None) is None]
+    handles = [layer.register_forward_hook(count) for layer in leaves]
+    try:
+        with torch.no_grad(), exact_backends():
+            run(model, take(probe.batches[0], slice(0, 1), probe.sizes[0]), 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    budget = BATCH_BYTES["cpu" if device.type == "cpu" else "other"]
+    return max(LEAST_PIECE, budget // max(bytes_of_one, 1))
+
+
+def _in_pieces(probe: Probe, size: int) -> Probe:
+    """Batches of at most ``size`` examples; measurements add up, so that only the memory of a pass is another."""
+    if max(probe.sizes) <= size:
+        return probe
+    batches, sizes, ids, index = [], [], [], []
+    for batch, n, own, rows in zip(probe.batches, probe.sizes, probe.ids, probe.index, strict=True):
+        size = -(-n // -(-n // size))  # as many pieces, of equal length
+        for start in range(0, n, size):
+            part = slice(start, min(start + size, n))
+            batches.append(take(batch, part, n))
+            sizes.append(part.stop - part.start)
+            ids.append(own[part])
+            index.append(rows[part])
+    return replace(probe, batches=batches, sizes=sizes, ids=ids, index=index)
+
+
 def _by_group(probe: Probe) -> tuple[Probe, Tensor]:
     """Every batch sorted by group (those of none last), and where each row of the data's order is then."""
     orders = [torch.argsort(torch.where(ids < 0, len(probe.group_names), ids), stable=True) for ids in probe.ids]
@@ -380,7 +426,7 @@ def _check_finite(losses: Tensor, norms_sq: Tensor | None, sums: Tensor | None, 
     if norms_sq is not None:
         wrong = wrong | ~torch.isfinite(norms_sq).all(dim=1).to(wrong.device)
     if not bool(wrong.any()):
-        if sums is not None and not bool(torch.isfinite(sums).all()):
+        if sums is not None and not all(bool(torch.isfinite(end)) for end in torch.aminmax(sums)):  # without a copy of the sums
             bad_input("model", "gradients that are not finite", "finite gradients")
         return
     rows = wrong.nonzero()[:, 0].cpu()
@@ -400,7 +446,7 @@ class _Pressure:
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
-        self.parts: list[tuple[Tensor, Tensor]] | None = []
+        self.parts: dict[int, tuple[Tensor, Tensor]] | None = {}  # by batch, which may come more than once
         self.classes: tuple[str, ...] = ()
 
     def see(self, output: Any, losses: Tensor, at: int) -> None:
@@ -417,15 +463,17 @@ class _Pressure:
             or len(logits) != len(target)
             or int(target.min()) < 0
             or int(target.max()) >= logits.shape[1]
+            or (self.classes and len(self.classes) != logits.shape[1])
         ):
             self.parts = None
             return
         p = logits.double().softmax(dim=1)
         own = torch.nn.functional.one_hot(target, logits.shape[1]).bool()
-        self.parts.append((torch.where(own, 1 - p, 0.0).sum(dim=0), torch.where(own, 0.0, p).sum(dim=0)))
+        self.parts[at] = torch.where(own, 1 - p, 0.0).sum(dim=0), torch.where(own, 0.0, p).sum(dim=0)
         self.classes = tuple(str(k) for k in range(logits.shape[1]))
 
     def result(self) -> tuple[Tensor, Tensor] | None:
         if not self.parts:
             return None
-        return torch.stack([pull for pull, _ in self.parts]).sum(dim=0), torch.stack([push for _, push in self.parts]).sum(dim=0)
+        pulls, pushes = zip(*self.parts.values(), strict=True)
+        return torch.stack(pulls).sum(dim=0), torch.stack(pushes).sum(dim=0)

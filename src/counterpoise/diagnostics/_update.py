@@ -2,15 +2,18 @@ r"""The update that an optimizer makes of the mean gradient, and how it scales e
 
 With the diagonal preconditioner D and the direction u (before the minus sign, weight decay left out):
 
-* SGD: D = 1; u is the momentum buffer, or the mean gradient without momentum,
-* Adam, AdamW, NAdam, RAdam: :math:`D = 1 / (\sqrt{\hat v} + \epsilon)`, :math:`u = D \hat m`,
-* RMSprop, Adagrad: :math:`D = 1 / (\sqrt{v} + \epsilon)`, :math:`u = D \mu`.
+* SGD: D = 1; u is the momentum buffer b, :math:`\mu + \beta b` with Nesterov's, or :math:`\mu` without momentum,
+* Adam, AdamW: :math:`D = 1 / (\sqrt{\hat v} + \epsilon)`, :math:`u = D \hat m`; NAdam: the same with its look ahead at :math:`\mu`;
+  RAdam: the same with its rectification, and D = 1 as long as that is not defined,
+* RMSprop, Adagrad: :math:`D = 1 / (\sqrt{v} + \epsilon)`, with the variance for v if centered; :math:`u = D \mu`, or the momentum buffer.
 
-Each parameter group's learning rate multiplies both, relative to the first group's.
+Each parameter group's learning rate multiplies both, relative to the first group's. Weight decay that an optimizer adds to the gradient is
+in its state, and stays there. A parameter that has never had a gradient has no part in the update.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +79,39 @@ def _of_one(kind: str, group: dict[str, Any], state: dict[str, Any], mean: Tenso
             )
         return state[key].detach().reshape(-1).to(mean.dtype)  # type: ignore[no-any-return]
 
+    if not state and not bool(mean.any()):
+        return torch.zeros_like(mean), 0.0
     if kind == "SGD":
-        return (flat("momentum_buffer") if group.get("momentum") else mean), 1.0
+        if not group.get("momentum"):
+            return mean, 1.0
+        buffer = flat("momentum_buffer")
+        return (mean + group["momentum"] * buffer if group.get("nesterov") else buffer), 1.0
     if kind in ADAMS:
-        step = float(state["step"]) if "step" in state else 0.0
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        second = flat("max_exp_avg_sq") if group.get("amsgrad") else flat("exp_avg_sq")
-        d = 1.0 / ((second / (1 - beta2**step)).sqrt() + group["eps"])
-        return flat("exp_avg") / (1 - beta1**step) * d, d
-    d = 1.0 / (flat("square_avg" if kind == "RMSprop" else "sum").sqrt() + group["eps"])
-    return mean * d, d
+        return _adam(kind, group, state, mean, flat)
+    second = flat("square_avg" if kind == "RMSprop" else "sum")
+    if group.get("centered"):
+        second = (second - flat("grad_avg").square()).clamp(min=0)
+    d = 1.0 / (second.sqrt() + group["eps"])
+    return (flat("momentum_buffer") if group.get("momentum") else mean * d), d
+
+
+def _adam(
+    kind: str, group: dict[str, Any], state: dict[str, Any], mean: Tensor, flat: Callable[[str], Tensor]
+) -> tuple[Tensor, Tensor | float]:
+    first, second = flat("exp_avg"), flat("max_exp_avg_sq") if group.get("amsgrad") else flat("exp_avg_sq")
+    step = float(state["step"])
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    m = first / (1 - beta1**step)
+    d = 1.0 / ((second / (1 - beta2**step)).sqrt() + group["eps"])
+    if kind == "NAdam":
+        decay, product = group["momentum_decay"], float(state["mu_product"])
+        now, then = (beta1 * (1 - 0.5 * 0.96 ** (t * decay)) for t in (step, step + 1))
+        m = mean * (1 - now) / (1 - product) + first * then / (1 - product * then)
+    if kind == "RAdam":
+        longest = 2 / (1 - beta2) - 1
+        length = longest - 2 * step * beta2**step / (1 - beta2**step)
+        if length <= 5:
+            return m, 1.0
+        rectified = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
+        d = rectified * (1 - beta2**step) ** 0.5 / (second.sqrt() + group["eps"])
+    return m * d, d

@@ -84,6 +84,7 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         loss: nn.Module | None = None,
         device: str = "cpu",
         random_state: int | None = None,
+        callbacks: list[Any] | None = None,
     ) -> None:
         self.hidden = hidden
         self.lr = lr
@@ -93,6 +94,7 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         self.loss = loss
         self.device = device
         self.random_state = random_state
+        self.callbacks = callbacks
 
     def _train(
         self,
@@ -121,7 +123,15 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
                 nn.init.normal_(last.weight, std=0.01)  # as in the paper of the bias, arXiv 1909.04868
 
         def run(module: nn.Sequential, lr: float, steps: int, **drawing: Any) -> nn.Sequential:
-            net = _skorch_net(module, loss, bool((weight != 1).any()), lr=lr, weight_decay=self.weight_decay, device=self.device)
+            net = _skorch_net(
+                module,
+                loss,
+                bool((weight != 1).any()),
+                lr=lr,
+                weight_decay=self.weight_decay,
+                device=self.device,
+                callbacks=list(self.callbacks or ()),
+            )
             options = {"batch_size": self.batch_size, "max_steps": steps, "seed": seed} | drawing
             net.set_params(iterator_train=_StepBatches, **{f"iterator_train__{name}": value for name, value in options.items()})
             net.fit({"X": torch.from_numpy(X), "weight": torch.from_numpy(weight)}, target)
@@ -192,6 +202,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
             takes a ``weight``; if not, it can be trained without sample weights only.
         device: where the network is trained and evaluated.
         random_state: seed of the initial weights and of the batches.
+        callbacks: skorch callbacks for the training, such as :class:`counterpoise.engines.skorch.DiagnosisCallback`.
         prior_bias: begin with the last layer's bias at the class frequencies of the rows (:func:`counterpoise.nn.init.prior_bias_`), and
             its weights close to 0.
         head_share: share of the steps, the last ones, in which only the last layer is trained, on the rows as they are; before, batches are
@@ -216,6 +227,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
         loss: nn.Module | None = None,
         device: str = "cpu",
         random_state: int | None = None,
+        callbacks: list[Any] | None = None,
         prior_bias: bool = False,
         head_share: float = 0.0,
     ) -> None:
@@ -228,6 +240,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):  # type: ignore[misc]
             loss=loss,
             device=device,
             random_state=random_state,
+            callbacks=callbacks,
         )
         self.prior_bias = prior_bias
         self.head_share = head_share
@@ -297,7 +310,9 @@ class MLPRegressor(RegressorMixin, _BaseMLP):  # type: ignore[misc]
         return self._outputs(X)[:, 0] * self.target_scale_ + self.target_mean_
 
 
-def _skorch_net(module: nn.Module, loss: nn.Module, weighted: bool, *, lr: float, weight_decay: float, device: str) -> NeuralNet:
+def _skorch_net(
+    module: nn.Module, loss: nn.Module, weighted: bool, *, lr: float, weight_decay: float, device: str, callbacks: list[Any]
+) -> NeuralNet:
     # skorch pulls large optional packages when they are installed: imported when a net is trained, not with this module.
     from skorch import NeuralNet
 
@@ -310,15 +325,19 @@ def _skorch_net(module: nn.Module, loss: nn.Module, weighted: bool, *, lr: float
             return self.module_(x["X"].to(self.device)), x["weight"].to(self.device)
 
         def get_loss(self, y_pred: tuple[Tensor, Tensor], y_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            losses = self.row_losses(y_pred, y_true)
+            return losses.mean() if losses.ndim else losses
+
+        def row_losses(self, y_pred: tuple[Tensor, Tensor], y_true: Tensor) -> Tensor:
+            """The weighted loss of each row (B,), or one number where the loss is of the whole batch."""
             output, weight = y_pred
             target = y_true.to(self.device)
             value: Tensor = self.criterion_(output, target, weight=weight) if takes_weight else self.criterion_(output, target)
-            if value.ndim == 0:  # a loss of the batch
+            if value.ndim == 0:
                 if weighted and not takes_weight:
                     raise ValueError("sample_weight needs a loss with reduction='none' or one whose forward takes a weight.")
                 return value
-            per_row = value.reshape(len(weight), -1).mean(dim=1)
-            return (per_row * weight).mean()
+            return value.reshape(len(weight), -1).mean(dim=1) * weight
 
     return WeightedNet(
         module,
@@ -329,7 +348,7 @@ def _skorch_net(module: nn.Module, loss: nn.Module, weighted: bool, *, lr: float
         lr=lr,
         max_epochs=1,
         train_split=None,
-        callbacks=[],
+        callbacks=callbacks,
         callbacks__epoch_timer=None,
         callbacks__train_loss=None,
         callbacks__valid_loss=None,

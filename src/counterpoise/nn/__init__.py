@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from counterpoise._lazy import attach
 
-__getattr__, __dir__, __all__ = attach(__name__, {"init": "init"})
+if TYPE_CHECKING:
+    from ._unconstrained import UnconstrainedFeatures as UnconstrainedFeatures
+
+__getattr__, __dir__, __all__ = attach(__name__, {"UnconstrainedFeatures": "_unconstrained", "init": "init"})

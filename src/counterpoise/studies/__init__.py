@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._saving import load_model as load_model
     from ._saving import save_model as save_model
     from ._study import Study as Study
+    from ._subpopulation import SubpopulationSweep as SubpopulationSweep
     from ._training import TrainingKit as TrainingKit
     from ._types import Watcher as Watcher
     from ._verdicts import Verdict as Verdict
@@ -35,6 +36,7 @@ __getattr__, __dir__, __all__ = attach(
         "Recommendation": "_recommendation",
         "Remedy": "_remedies",
         "Study": "_study",
+        "SubpopulationSweep": "_subpopulation",
         "TrainingKit": "_training",
         "TrainingRows": "_remedies",
         "Verdict": "_verdicts",

@@ -49,8 +49,7 @@ class NetworkDiagnosis:
 
     def summary(self) -> str:
         """Whose step it is at each moment, and the hints after a tenth of the training, when the step still has a direction."""
-        start, tenth, end = self.diagnoses
-        shares = start.shares
+        shares, tenth = self.diagnoses[0].shares, self.diagnoses[1]
         leading = [diagnosis.shares.dominant for diagnosis in self.diagnoses]
         words = ("at the start", f"after {self.steps[1]:,} of {self.steps[-1]:,} steps", "at the end")
         told = []

@@ -185,8 +185,8 @@ def _write_parts(folder: Path, model: FittedModel) -> None:
 
 
 def _net_content(net: Any) -> dict[str, Any]:
-    # The loss was for training, and the device is the machine's where the model is loaded.
-    params = net.get_params(deep=False) | {"loss": None, "device": "cpu", "random_state": None}
+    # Loss and callbacks were for training, and the device is the machine's where the model is loaded.
+    params = net.get_params(deep=False) | {"loss": None, "device": "cpu", "random_state": None, "callbacks": None}
     return {
         "type": type(net).__name__,
         "params": params,

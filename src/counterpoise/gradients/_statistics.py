@@ -1,0 +1,150 @@
+"""What an aggregator may know about the gradients of m groups without holding them: losses, inner products, sizes of entries."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from counterpoise._errors import bad_input
+
+__all__ = ["NEEDS", "GradientStatistics"]
+
+NEEDS = frozenset({"losses", "gramian", "rowstats", "rows", "previous"})
+AT_ONCE = 2**20  # entries turned to double precision at once
+
+
+@dataclass(frozen=True, eq=False)
+class GradientStatistics:
+    r"""Statistics of the gradients :math:`g_1, \dots, g_m` (rows) of m losses with respect to P parameter tensors.
+
+    Numbers that were not asked for are NaN, so that what is computed from them by mistake shows.
+
+    Parameters
+    ----------
+    losses : Tensor, shape (m,)
+        Losses of the groups; all 1 where only gradients are known.
+    gramian : Tensor, shape (m, m), float64
+        :math:`\langle g_i, g_j \rangle`, unscaled.
+    abs_max, abs_mean, l1 : Tensor, shape (m, P), float64
+        Largest, mean and summed absolute entry of each row in each parameter tensor.
+    shapes : tuple of torch.Size, length P
+        Shapes of the parameter tensors.
+    n_micro, world_size : int, default 1
+        Micro-batches and processes that the rows are means over.
+    cross : Tensor, shape (m, m), optional
+        Inner products of the rows of this step with those of the step before.
+    gramian_unbiased : Tensor, shape (m, m), optional
+        The Gramian without the part that sampling noise adds to its diagonal.
+    names : tuple of str, length m
+        Names of the groups.
+
+    Examples
+    --------
+    >>> s = GradientStatistics.from_rows([torch.tensor([[3.0, 4.0], [0.0, -2.0]])])
+    >>> s.gramian.tolist(), s.abs_max.tolist(), s.names
+    ([[25.0, -8.0], [-8.0, 4.0]], [[4.0], [2.0]], ('0', '1'))
+    """
+
+    losses: Tensor
+    gramian: Tensor
+    abs_max: Tensor
+    abs_mean: Tensor
+    l1: Tensor
+    shapes: tuple[torch.Size, ...]
+    n_micro: int = 1
+    world_size: int = 1
+    cross: Tensor | None = None
+    gramian_unbiased: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of groups m."""
+        return len(self.losses)
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Sequence[Tensor],
+        *,
+        needs: Collection[str] = ("gramian", "rowstats"),
+        losses: Tensor | None = None,
+        shapes: Sequence[torch.Size] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> GradientStatistics:
+        """From the gradients themselves, in double precision, a few columns at a time.
+
+        Parameters
+        ----------
+        rows : sequence of Tensor, each (m, n_p)
+            The gradients of the m losses, one tensor for each of the P parameters.
+        needs : collection of str, default ("gramian", "rowstats")
+            What to compute; the rest is NaN.
+        losses : Tensor, shape (m,), optional
+            Default: all 1.
+        shapes : sequence of torch.Size, optional
+            Of the parameters. Default: ``(n_p,)`` each.
+        names : sequence of str, optional
+            Of the groups. Default: their numbers.
+
+        Raises
+        ------
+        InputError
+            If a row has a value that is not finite; the message names the group.
+        """
+        m, device = len(rows[0]), rows[0].device
+        known = tuple(names) if names is not None else tuple(str(i) for i in range(m))
+        check_finite(rows, known)
+        nan = torch.full((), torch.nan, dtype=torch.float64, device=device)
+        gramian = nan.expand(m, m)
+        sizes = [nan.expand(m, len(rows))] * 3
+        if "gramian" in needs:
+            gramian = torch.zeros(m, m, dtype=torch.float64, device=device)
+            for part in rows:
+                for columns in _double(part):
+                    gramian += columns @ columns.T
+        if "rowstats" in needs:
+            sizes = [torch.zeros(m, len(rows), dtype=torch.float64, device=device) for _ in range(3)]
+            largest, mean, total = sizes
+            for slot, part in enumerate(rows):
+                for columns in _double(part):
+                    size = columns.abs()
+                    largest[:, slot] = torch.maximum(largest[:, slot], size.amax(dim=1))
+                    total[:, slot] += size.sum(dim=1)
+                mean[:, slot] = total[:, slot] / max(part.shape[1], 1)
+        return cls(
+            losses=torch.ones(m, dtype=torch.float64, device=device) if losses is None else losses.detach(),
+            gramian=gramian,
+            abs_max=sizes[0],
+            abs_mean=sizes[1],
+            l1=sizes[2],
+            shapes=tuple(shapes) if shapes is not None else tuple(part.shape[1:] for part in rows),
+            names=known,
+        )
+
+
+def check_finite(rows: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raise if a value is not finite, and say in which row."""
+    for part in rows:
+        if not part.numel():
+            continue
+        # The smallest and the largest are NaN if any value is.
+        low, high = part.detach().aminmax(dim=1)
+        wrong = ~(torch.isfinite(low) & torch.isfinite(high))
+        if bool(wrong.any()):
+            i = int(wrong.nonzero()[0])
+            more = f" and {int(wrong.sum()) - 1} more" if int(wrong.sum()) > 1 else ""
+            named = "" if names[i] == str(i) else f" ({names[i]})"
+            bad_input(
+                "gradients", f"nan or inf in row {i}{named}{more}", "finite values",
+                "Leave the row out, or skip the step: optimizer.zero_grad(), and go on with the next batch.",
+            )  # fmt: skip
+
+
+def _double(part: Tensor) -> Iterator[Tensor]:
+    """The columns of ``part``, some after the other, in double precision."""
+    if part.numel():
+        for columns in torch.split(part.detach(), max(AT_ONCE // len(part), 1), dim=1):
+            yield columns.double()
