@@ -29,7 +29,7 @@ def table() -> tuple[Tensor, Tensor]:
     return torch.arange(M, dtype=torch.float32)[:, None].expand(M, 3).contiguous(), torch.arange(M) % 3
 
 
-# ---- examples -----------------------------------------------------------------------------------------------------------------------------
+# ---- examples ----------------------------------------------------------------------------------------------------
 
 
 def test_random_part_of_tensors() -> None:
@@ -91,7 +91,7 @@ def test_bad_data(data: Any, message: str) -> None:
         probe(data)
 
 
-# ---- groups -------------------------------------------------------------------------------------------------------------------------------
+# ---- groups ----------------------------------------------------------------------------------------------------
 
 
 def test_classes_ranges_and_columns() -> None:
@@ -199,7 +199,7 @@ def test_batch_ids_keep_their_names() -> None:
             ids.ids(given, 2)
 
 
-# ---- losses -------------------------------------------------------------------------------------------------------------------------------
+# ---- losses ----------------------------------------------------------------------------------------------------
 
 
 class Own(nn.Module):
@@ -247,7 +247,7 @@ def test_the_loss_of_the_user_is_not_changed() -> None:
         (nn.KLDivLoss(reduction="batchmean"), "one number for the batch"),
         (lambda o, t: 3.0, "a result of type float"),
         (lambda o, t: o[:7, 0], r"losses of shape \(7,\)"),
-        (lambda o, t: o.T, r"losses of shape \(3, 30\)"),
+        (lambda o, t: o.T, r"losses of shape \(3, "),
         (None, "loss_fn: got None"),
         ("cross entropy", "a function or module"),
     ],

@@ -37,6 +37,7 @@ __all__ = ["CollapseAccumulator", "NeuralCollapseReport", "collapse_metrics"]
 Array = npt.NDArray[np.float64]
 
 CHUNK = 2**19  # numbers of a chunk of rows in float64: 4 MB, which a processor's cache holds
+SCATTER_CHUNK = 2**22  # where a product of d x d follows, which takes its time from memory
 LARGEST = 1e150  # of a feature: sums of squares stay within float64
 
 
@@ -199,11 +200,12 @@ class CollapseAccumulator:
         labels = _labels(y, len(X), self.n_classes).to(_device(X))
         _check_values(X)  # of all rows, before any of them is added
         self._match(X.shape[1], _device(X))
-        for rows, x in _chunks(X):
+        for rows, x in _chunks(X, SCATTER_CHUNK):
             here = labels[rows]
             counts, means = _class_means([(here, x)], self.n_classes, X.shape[1])
             residual = x - means[here]
-            self._add(counts, means, residual.T @ residual)
+            self._add(counts, means)
+            self._scatter.addmm_(residual.T, residual)
         return self
 
     def merge(self, other: CollapseAccumulator) -> Self:
@@ -213,7 +215,8 @@ class CollapseAccumulator:
         if other._counts.any():
             self._match(other._means.shape[1], self._counts.device if self._counts.any() else other._counts.device)
             here = self._counts.device
-            self._add(other._counts.to(here), other._means.to(here), other._scatter.to(here))
+            self._add(other._counts.to(here), other._means.to(here))
+            self._scatter += other._scatter.to(here)
         return self
 
     def report(
@@ -236,14 +239,17 @@ class CollapseAccumulator:
             bad_input("features", f"rows of {d} features", f"rows of {self._means.shape[1]}, as before")
         self._counts, self._means, self._scatter = self._counts.to(device), self._means.to(device), self._scatter.to(device)
 
-    def _add(self, counts: Tensor, means: Tensor, scatter: Tensor) -> None:
-        """Two parts of one class with means apart by delta add n1 n2 / (n1 + n2) delta delta^T to their scatters (Chan et al. 1979)."""
+    def _add(self, counts: Tensor, means: Tensor) -> None:
+        """Two parts of one class with means apart by delta add n1 n2 / (n1 + n2) delta delta^T to their scatters (Chan et al. 1979).
+
+        Their own scatters are left to the caller.
+        """
         total = self._counts + counts
         new = counts / total.clamp(min=1)
         delta = means - self._means
         both = (self._counts > 0) & (counts > 0)
         apart = delta[both]
-        self._scatter = self._scatter + scatter + (apart * (self._counts * new)[both, None]).T @ apart
+        self._scatter.addmm_((apart * (self._counts * new)[both, None]).T, apart)
         self._means = self._means + delta * new[:, None]
         self._counts = total
 
@@ -469,9 +475,9 @@ def _nearest(x: Tensor, means: Tensor) -> Tensor:
     return torch.where(closeness.isnan(), -torch.inf, closeness).argmax(dim=1)
 
 
-def _chunks(X: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(X: Tensor, numbers: int = 0) -> Iterator[tuple[slice, Tensor]]:
     """(rows, the rows in float64), so that no second copy of the features is made."""
-    size = max(1, CHUNK * (1 if _device(X).type == "cpu" else 32) // X.shape[1])
+    size = max(1, (numbers or CHUNK) * (1 if _device(X).type == "cpu" else 32) // X.shape[1])
     for start in range(0, len(X), size):
         rows = slice(start, start + size)
         yield rows, X[rows].to(_device(X), torch.float64)

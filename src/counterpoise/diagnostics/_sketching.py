@@ -435,9 +435,9 @@ def _check_finite(losses: Tensor, norms_sq: Tensor | None, sums: Tensor | None, 
     places = torch.cat(probe.index)[rows].tolist()
     bad_input(
         "data",
-        f"{len(places)} examples whose loss or gradient is not finite ({listing(places, 5)}; group {listing(map(repr, names), 3)})",
+        f"{len(places)} examples whose loss or gradient is not finite",
         "finite losses and gradients",
-        "Look at these examples, or at the loss there.",
+        f"Look at examples {listing(places, 5)} of group {listing(map(repr, names), 3)}, or at the loss there.",
     )
 
 
