@@ -34,7 +34,7 @@ def test_import_loads_nothing_heavy(module) -> None:
 
 
 def test_public_names_are_listed_and_found() -> None:
-    assert dir(counterpoise) == ["CounterpoiseError", "Groups", "Study", "__version__", "study"]
+    assert dir(counterpoise) == ["CounterpoiseError", "Groups", "Study", "__version__", "examine", "record", "study"]
     assert counterpoise.Groups.__module__ == "counterpoise.groups"
     with pytest.raises(AttributeError, match="module 'counterpoise' has no attribute 'group'"):
         counterpoise.group  # noqa: B018

@@ -447,6 +447,18 @@ def lengths_in_step(generator: torch.Generator) -> Inputs:
     return *sequences(generator), torch.tensor([3, 5, 1, 3, 4, 2, 3, 3, 2, 4])
 
 
+class Sorted(nn.Module):
+    """The longest sequences first, as older code does before it packs them; put back in order at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        return self.head(self.layer(x[order]).tanh())[order.argsort()]
+
+
 class SometimesTied(nn.Module):
     """A weight is used a second time where no hook sees it, for few examples."""
 
@@ -540,6 +552,17 @@ class Without(nn.Module):
         return self.head(self.body(x + mean).tanh())
 
 
+class Noisy(nn.Module):
+    """Dropout within the layer that owns a raw parameter: run once more, it would drop something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.head = nn.Parameter(torch.randn(WIDTH)), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(x * self.shift, 0.5, self.training))
+
+
 def _weight_norm(layer: nn.Module) -> nn.Module:
     return nn.utils.parametrizations.weight_norm(layer)
 
@@ -604,6 +627,7 @@ LAYERS = (
     Case("routed", Routed, vectors, by_hooks=False, vmap=False),
     Case("unpadded", Unpadded, ragged, by_hooks=False, vmap=False),
     Case("unpadded, in step", Unpadded, lengths_in_step, by_hooks=False, vmap=False),
+    Case("sorted", Sorted, vectors, by_hooks=False),
     Case("tied for one example", SometimesTied, one_chosen, by_hooks=False),
     Case("hook of the user", Hooked, vectors),
     Case("input changed in place", Changed, vectors),

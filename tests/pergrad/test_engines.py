@@ -14,7 +14,22 @@ from torch.nn import functional as F
 from counterpoise._errors import InputError
 from counterpoise._pergrad import GradientSketch
 from counterpoise.diagnostics import sketch_gradients
-from tests.pergrad.models import ARCHITECTURES, CLASSES, GROUPS, LAYERS, ROWS, WIDTH, Case, Checkpointed, Idle, error, mlp, truth, truth_of
+from tests.pergrad.models import (
+    ARCHITECTURES,
+    CLASSES,
+    GROUPS,
+    LAYERS,
+    ROWS,
+    WIDTH,
+    Case,
+    Checkpointed,
+    Idle,
+    Noisy,
+    error,
+    mlp,
+    truth,
+    truth_of,
+)
 
 EXACT, SINGLE = 1e-10, 1e-5
 CASES = ARCHITECTURES + LAYERS
@@ -288,17 +303,6 @@ def test_dropout_is_the_same_in_both_passes() -> None:
         assert not torch.equal(sketch.losses, sketch_gradients(model, nn.CrossEntropyLoss(), (x, y)).losses)
 
 
-class Noisy(nn.Module):
-    """Dropout within the layer that owns a raw parameter: run once more, it would drop something else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shift, self.head = nn.Parameter(torch.randn(WIDTH)), nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.dropout(x * self.shift, 0.5, self.training))
-
-
 @pytest.mark.parametrize("check", [True, False])
 def test_dropout_in_a_layer_that_cannot_be_run_once_more(check: bool) -> None:
     torch.manual_seed(0)
@@ -371,3 +375,92 @@ def test_lists_of_things_that_are_not_tensors_stay_with_their_examples() -> None
     expected = truth_of(model, lambda: loss(forward(model, {"text": texts}), {"y": y}))
     assert error(sketch.losses, expected.losses) < EXACT
     assert error(sketch.norms_sq, expected.norms_sq.sum(dim=1)) < EXACT
+
+
+def test_loss_with_a_penalty_on_a_weight() -> None:
+    torch.manual_seed(0)
+    model, x, y = mlp().double(), torch.randn(ROWS, WIDTH, dtype=torch.float64), torch.arange(ROWS) % CLASSES
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, reduction="none") + 0.1 * model[2].weight.square().sum()
+
+    expected = truth_of(model, lambda: loss(model(x), y))
+    for engine in ("ghost", "vmap"):
+        sketch = sketch_gradients(model, loss, (x, y), engine=engine, batch_size=4)
+        assert error(sketch.norms_sq, expected.norms_sq.sum(dim=1)) < EXACT
+
+
+def test_hook_that_changes_the_gradient_of_a_parameter() -> None:
+    """As those who freeze a part of a table do: training moves along what the hook returns."""
+    torch.manual_seed(0)
+    model, x, y = mlp().double(), torch.randn(ROWS, WIDTH, dtype=torch.float64), torch.arange(ROWS) % CLASSES
+    model[0].weight.register_hook(lambda g: g * (torch.arange(7) < 3)[:, None])
+    expected = truth(model, (x,), y)
+    assert not expected.parts[0].view(ROWS, 7, WIDTH)[:, 3:].any()
+    sketch = sketch_gradients(model, nn.CrossEntropyLoss(), (x, y), batch_size=4)
+    assert error(sketch.norms_sq, expected.norms_sq.sum(dim=1)) < EXACT
+    with pytest.raises(InputError, match="hooks that change its gradient"):
+        sketch_gradients(model, nn.CrossEntropyLoss(), (x, y), engine="vmap")
+
+
+class Force(nn.Module):
+    """The output is a gradient itself: layers are passed backward twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.energy, self.head = nn.Linear(WIDTH, 8), nn.Linear(8, 1), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (force,) = torch.autograd.grad(self.energy(self.layer(x).tanh()).sum(), x, create_graph=True)
+        return self.head(force)
+
+
+def test_gradient_within_the_model() -> None:
+    torch.manual_seed(0)
+    model, x, y = Force().double(), torch.randn(ROWS, WIDTH, dtype=torch.float64), torch.arange(ROWS) % CLASSES
+    sketch = sketch_gradients(model, nn.CrossEntropyLoss(), (x, y), batch_size=4)
+    assert error(sketch.norms_sq, truth(model, (x,), y).norms_sq.sum(dim=1)) < EXACT
+
+
+class Graph(nn.Module):
+    """Nodes that are joined by a matrix: no node passes without the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor, joined: Tensor) -> Tensor:
+        return self.head(joined @ x)
+
+
+def test_examples_that_cannot_be_taken_apart() -> None:
+    data = torch.randn(ROWS, WIDTH), torch.rand(ROWS, ROWS), torch.arange(ROWS) % CLASSES
+    with pytest.raises(InputError, match="cannot pass through the model without the others"):
+        sketch_gradients(Graph(), nn.CrossEntropyLoss(), data)
+
+
+def test_errors_of_the_model_itself_are_its_own() -> None:
+    class Wrong(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[:, :2])
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        sketch_gradients(Wrong(WIDTH, CLASSES), nn.CrossEntropyLoss(), (torch.randn(ROWS, WIDTH), torch.arange(ROWS) % CLASSES))
+
+
+def test_one_output_squeezed_away() -> None:
+    """One example alone loses the dimension of the batch, which the loss does not take."""
+    torch.manual_seed(0)
+    x, y = torch.randn(ROWS, WIDTH, dtype=torch.float64), (torch.arange(ROWS) % 2).double()
+
+    class One(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).squeeze()
+
+    model = One(WIDTH, 1).double()
+    expected = truth_of(model, lambda: F.binary_cross_entropy_with_logits(model(x), y, reduction="none"))
+    for engine in ("auto", "loop", "groups"):
+        sketch = sketch_gradients(model, nn.BCEWithLogitsLoss(), (x, y), engine=engine, batch_size=3)
+        assert error(sketch.group_sums, expected.sums(y.long(), 2)) < EXACT

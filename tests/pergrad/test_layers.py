@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterpoise._pergrad import Collector, ParameterSpace, Watch, find_layouts, take
+from counterpoise._pergrad._layouts import guess_layout
 from counterpoise._pergrad._rules import rule_of
 from counterpoise._pergrad._uses import chunks
-from counterpoise._pergrad._watch import guess_layout
 from tests.pergrad.models import ARCHITECTURES, CLASSES, LAYERS, ROWS, WIDTH, Case, Unpadded, error, truth
 
 
@@ -33,7 +33,7 @@ def test_guess(shape: tuple[int, ...], layout: object) -> None:
 
 def test_layouts_by_what_moves_with_the_batch() -> None:
     model, (tokens,), _, _ = case_named("and sequences first").build()
-    layouts = find_layouts(model, space_of(model), lambda n: model(tokens[:n]), (2, 3))
+    layouts = find_layouts(model, space_of(model), lambda rows: model(tokens[rows]), ROWS)
     assert layouts["tokens", 0] == (0, 0)
     assert layouts["positions", 0] == (None, None)  # as many positions as examples, and none of either
     assert layouts["encoder.layers.0.linear1", 0] == (1, 1)
@@ -42,10 +42,10 @@ def test_layouts_by_what_moves_with_the_batch() -> None:
 
 def test_layouts_of_frames_and_of_a_layer_called_twice() -> None:
     model, (x,), _, _ = case_named("images of a sequence").build()
-    layouts = find_layouts(model, space_of(model), lambda n: model(x[:n]), (2, 3))
+    layouts = find_layouts(model, space_of(model), lambda rows: model(x[rows]), ROWS)
     assert layouts["convolution", 0] == ("flat", "flat") and layouts["linear", 0] == ("flat", "flat") and layouts["head", 0] == (0, 0)
     model, (x,), _, _ = case_named("layer called twice").build()
-    layouts = find_layouts(model, space_of(model), lambda n: model(x[:n]), (2, 3))
+    layouts = find_layouts(model, space_of(model), lambda rows: model(x[rows]), ROWS)
     assert set(layouts) == {("layer", 0), ("layer", 1), ("head", 0)}
 
 
@@ -58,7 +58,7 @@ def test_tensors_that_are_not_where_they_were_are_given_up(passive: bool) -> Non
     lengths = full.clone()
     lengths[4:] = 2
     space = space_of(model)
-    layouts = find_layouts(model, space, lambda n: model(x[:n], full[:n]), (2, 3))
+    layouts = find_layouts(model, space, lambda rows: model(x[rows], full[rows]), ROWS)
     assert layouts["layer", 0] == ("flat", "flat")
     ids = torch.zeros(ROWS, dtype=torch.int64)
     with Watch(model, space, layouts, passive=passive) as watch:
@@ -75,7 +75,7 @@ def test_groups_in_any_order(name: str) -> None:
     groups = groups[torch.randperm(ROWS, generator=torch.Generator().manual_seed(3))]
     sums = torch.zeros(3, space.total, dtype=torch.float64)
     collector = Collector(space, groups, 3, sums=sums, gramian=True)
-    layouts = find_layouts(model, space, lambda n: model(*(x[:n] for x in inputs)), (2, 3))
+    layouts = find_layouts(model, space, lambda rows: model(*(x[rows] for x in inputs)), ROWS)
     with Watch(model, space, layouts) as watch:
         watch.begin(collector, ROWS)
         F.cross_entropy(model(*inputs), target, reduction="none").sum().backward()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ._collect import Collector, ParameterSpace
 from ._engines import ENGINES, CoupledExamplesError, Job, Measured, Run, directional, flat_gradient, select, take
+from ._layouts import Layouts, find_layouts
 from ._projection import Projection
 from ._sketch import Blocks, GradientSketch
 from ._state import exact_backends, random_states, untouched
-from ._watch import FAILURES, Layouts, StaleInputError, Watch, find_layouts
+from ._watch import FAILURES, StaleInputError, Watch
 
 __all__ = [
     "ENGINES",

@@ -80,7 +80,9 @@ class Collector:
         self.seen.add(place)
         columns = self.space.slices[place]
         self.norms_sq[rows, place] = torch.linalg.vector_norm(g, dim=1).double().square()
-        if self.sums is not None:
+        if self.sums is not None and self._segments is None:
+            self.sums[:, columns].index_add_(0, self.ids[rows], g.to(self.sums.dtype))
+        elif self.sums is not None:
             for k, part in self._within(rows):
                 self.sums[k, columns] += g[part].sum(dim=0)
         if self.S is not None and self.projection is not None:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from counterpoise._errors import InputError
+from counterpoise._errors import InputError, bad_input
 
 from ._collect import Collector, ParameterSpace
+from ._layouts import Layouts, find_layouts
 from ._projection import Projection
 from ._recurrent import is_recurrent
 from ._rules import HALF
 from ._state import exact_backends
-from ._watch import FAILURES, Layouts, StaleInputError, Watch, find_layouts, flat
+from ._watch import FAILURES, StaleInputError, Watch, flat
 
 __all__ = ["CoupledExamplesError", "Job", "Measured", "flat_gradient", "ghost", "groupwise", "jvp", "loop", "select", "take", "vmap"]
 
@@ -152,6 +153,7 @@ def _hooked(
     """
     second = direction is not None
     sums = torch.zeros(job.n_groups, space.total, dtype=space.dtype, device=space.device) if job.sums and not second else None
+    total = torch.zeros(space.total, dtype=space.dtype, device=space.device) if job.check and sums is not None else torch.empty(0)
     suspects: set[int] = set()
     parts: list[Collector] = []
     losses: list[Tensor] = []
@@ -168,10 +170,10 @@ def _hooked(
                     direction=direction,
                 )
                 if job.check and sums is not None:
-                    before = sums.sum(dim=0)
                     with _thawed(space):
                         value, truth = _backward(job, watch, collector, batch, n, at, quiet=second, also=space.tensors)
-                    suspects |= _not_the_sum(space, collector, sums.sum(dim=0) - before, truth, watch.half)
+                    total, before = sums.sum(dim=0), total
+                    suspects |= _not_the_sum(space, collector, total - before, truth, watch.half)
                 else:
                     value, _ = _backward(job, watch, collector, batch, n, at, quiet=second)
                 losses.append(value)
@@ -266,8 +268,25 @@ def _layouts(job: Job) -> Layouts | None:
     n = job.sizes[0]
     if n < 2:
         return None
-    sizes = (2, 3) if n > 2 else (1, 2)
-    return find_layouts(job.model, job.space, lambda k: job.run(job.model, take(job.batches[0], slice(0, k), n), k), sizes)
+
+    def run(rows: list[int]) -> Any:
+        return job.run(job.model, take(job.batches[0], torch.tensor(rows), n), len(rows))
+
+    try:
+        return find_layouts(
+            job.model, job.space, lambda rows: job.run(job.model, take(job.batches[0], torch.tensor(rows), n), len(rows)), n
+        )
+    except InputError:
+        raise
+    except FAILURES as error:
+        with torch.no_grad():
+            job.run(job.model, job.batches[0], n)  # raises what is wrong with the model itself
+        bad_input(
+            "data",
+            f"examples that cannot pass through the model without the others ({type(error).__name__})",
+            "batches whose tensors have a row for each example",
+            f"It said: {str(error)[:120]}",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -457,6 +476,8 @@ def _vectorized(job: Job, batch: Any, n: int) -> Iterator[tuple[slice, list[Tens
 def vmap(job: Job) -> Measured:
     """``vmap(grad)`` of the whole model, in chunks of examples; needs chunk * P numbers."""
     sums = torch.zeros(job.n_groups, job.space.total, dtype=job.space.dtype, device=job.space.device) if job.sums else None
+    if any(tensor._backward_hooks for tensor in job.space.tensors):
+        raise RuntimeError("a parameter has hooks that change its gradient, which only backward runs")
     parts, losses = [], []
     states = _random_states(job.space.device)
     with exact_backends(transforms=True, recurrent=job.recurrent):

@@ -6,27 +6,24 @@ activations, which is all that is needed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ._attention import replay_attention
 from ._collect import Collector, ParameterSpace
+from ._layouts import Layouts, fits, guess_layout, leaves_of, opened, owners
 from ._recurrent import is_recurrent, replay
-from ._rules import HALF, Layout, Plan, examples_first, rule_of
+from ._rules import HALF, Layout, Plan, examples_first
 from ._state import exact_backends
 from ._uses import LocalUse, OuterUse, Use, hand_in_together
 
-__all__ = ["Layouts", "StaleInputError", "Watch", "find_layouts"]
-
-# Per call of a layer: where the examples are in each tensor of its arguments and of its output, in the order of the tree's leaves.
-Layouts = dict[tuple[str, int], tuple[Layout, ...]]
-
+__all__ = ["FAILURES", "StaleInputError", "Watch"]
 
 FAILURES = (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError)  # what torch raises for what it cannot do
 
@@ -85,6 +82,7 @@ class Watch:
         self.on_arrival: Callable[[], None] = lambda: None
         self.root = torch.zeros((), device=space.device, dtype=space.dtype, requires_grad=True)
         self._calls: dict[str, int] = {}
+        self._known_calls = Counter(name for name, _ in layouts or ())
         self._handles: list[Any] = []
         self._states: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._units: dict[str, _Unit] = {}
@@ -162,8 +160,8 @@ class Watch:
             call = self._calls[name] = self._calls.get(name, -1) + 1
             if not torch.is_grad_enabled():
                 return None
-            seen = _leaves(args, kwargs)
-            out, rebuild = _open(output)
+            seen = leaves_of(args, kwargs)
+            out, rebuild = opened(output)
             layouts = self._layouts_of(name, call, [*seen, *out])
             replayed = is_recurrent(layer)  # which knows by itself where its examples are
             if layouts is None and not replayed:
@@ -200,12 +198,10 @@ class Watch:
         """Where the examples are in the tensors of one call; None if they are not where they were in other calls."""
         if self.layouts is None:
             return tuple(guess_layout(t, self.n) for t in tensors)
-        calls = [key for key in self.layouts if key[0] == name]
-        if not calls:
-            return None
-        known = self.layouts[name, call % len(calls)]  # recomputed layers of a checkpoint are called more often
-        fits = len(known) == len(tensors) and all(_fits(t, layout, self.n) for t, layout in zip(tensors, known, strict=True))
-        return known if fits else None
+        calls = self._known_calls.get(name, 1)  # recomputed layers of a checkpoint are called more often
+        known = self.layouts.get((name, call % calls), ())
+        there = len(known) == len(tensors) and all(fits(t, layout, self.n) for t, layout in zip(tensors, known, strict=True))
+        return known if there else None
 
     def _anchored(self, t: Tensor) -> Tensor:
         if t.is_leaf and t._is_view():
@@ -259,7 +255,7 @@ class Watch:
         if self.copy:
             copies = {id(t): t.detach().clone() for t in seen}
             args, kwargs = tree_map(lambda leaf: copies.get(id(leaf), leaf), (args, kwargs))
-            seen = _leaves(args, kwargs)
+            seen = leaves_of(args, kwargs)
         versions = [t._version for t in seen]
 
         def keeper(i: int) -> Callable[[Tensor], None]:
@@ -350,7 +346,7 @@ class Watch:
             for i, x, layout in zip(at, xs, inside, strict=True):
                 filled[i] = x.unsqueeze(layout) if isinstance(layout, int) else x
             a, k = tree_unflatten(filled, spec)
-            found, _ = _open(torch.func.functional_call(layer, dict(own), a, k))
+            found, _ = opened(torch.func.functional_call(layer, dict(own), a, k))
             return tuple(found[i].select(dim, 0) if isinstance(dim := raw[i], int) else found[i] for i in wanted)
 
         def pulled(*both: Tensor) -> dict[str, Tensor]:
@@ -411,115 +407,3 @@ def _along_positions(uses: list[Use]) -> OuterUse | None:
 def _some(x: Tensor, layout: Layout, rows: slice, n: int) -> Tensor:
     """The examples ``rows``, first; tensors without examples as they are."""
     return x if layout is None else examples_first(x, layout, n)[rows]
-
-
-def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):  # nearly always
-        return [args[0]]
-    return [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-
-
-def _open(output: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
-    """The tensors of an output, and how to put others in their place."""
-    if isinstance(output, Tensor):  # nearly always
-        return [output], lambda values: values[0]
-    packed: list[PackedSequence] = []
-
-    def is_packed(node: Any) -> bool:
-        return isinstance(node, PackedSequence)
-
-    leaves, spec = tree_flatten(output, is_leaf=is_packed)
-    packed = [leaf for leaf in leaves if is_packed(leaf)]
-    at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) or is_packed(leaf)]
-    tensors = [leaves[i].data if is_packed(leaves[i]) else leaves[i] for i in at]
-
-    def rebuild(values: list[Tensor]) -> Any:
-        filled = list(leaves)
-        for i, value in zip(at, values, strict=True):
-            old = leaves[i]
-            filled[i] = (
-                PackedSequence(value, old.batch_sizes, old.sorted_indices, old.unsorted_indices) if packed and is_packed(old) else value
-            )
-        return tree_unflatten(filled, spec)
-
-    return tensors, rebuild
-
-
-def owners(model: nn.Module, space: ParameterSpace) -> dict[str, tuple[nn.Module, Plan]]:
-    """The layers that own measured parameters, by name. Attention and parametrized layers own those of their parts, too."""
-    found: dict[str, tuple[nn.Module, Plan]] = {}
-    inside: set[int] = set()
-    seen_layers: set[int] = set()
-    for name, layer in model.named_modules():
-        if id(layer) in inside or id(layer) in seen_layers:
-            continue
-        seen_layers.add(id(layer))
-        own = dict(layer.named_parameters(recurse=False, remove_duplicate=False))
-        if isinstance(layer, nn.MultiheadAttention):
-            own = dict(layer.named_parameters(remove_duplicate=False))
-            inside |= {id(part) for part in layer.modules()}
-        elif hasattr(layer, "parametrizations"):
-            own |= {f"parametrizations.{key}": value for key, value in layer.parametrizations.named_parameters(remove_duplicate=False)}
-            inside |= {id(part) for part in layer.parametrizations.modules()}
-        places = {key: space.place[id(value)] for key, value in own.items() if id(value) in space.place}
-        if places:
-            found[name] = (layer, Plan(rule_of(layer), places))
-    return found
-
-
-def _fits(t: Tensor, layout: Layout, n: int) -> bool:
-    """Whether n examples can be where ``layout`` says. A batch that is not there has been taken apart, as where tokens are routed."""
-    if layout == "flat":
-        return t.ndim > 0 and t.shape[0] > 0 and t.shape[0] % n == 0
-    return layout is None or (isinstance(layout, int) and layout < t.ndim and t.shape[layout] == n)
-
-
-def guess_layout(t: Tensor, n: int) -> Layout:
-    """Without having seen other batch sizes: the first dimension of size n, else the second, else whole multiples of n."""
-    for dim in range(min(2, t.ndim)):
-        if t.shape[dim] == n:
-            return dim
-    if t.ndim and t.shape[0] > n and t.shape[0] % n == 0:
-        return "flat"
-    return None
-
-
-def find_layouts(model: nn.Module, space: ParameterSpace, run: Callable[[int], Any], sizes: tuple[int, int]) -> Layouts:
-    """Where the examples are in every layer's tensors: what changes its size when the batch does. ``run(n)`` passes n examples forward."""
-    shapes: list[dict[tuple[str, int], list[tuple[int, ...]]]] = []
-    layers = owners(model, space)
-    for size in sizes:
-        calls: dict[str, int] = {}
-        seen: dict[tuple[str, int], list[tuple[int, ...]]] = {}
-        handles = [layer.register_forward_hook(_recorder(name, calls, seen), with_kwargs=True) for name, (layer, _) in layers.items()]
-        try:
-            with torch.no_grad():
-                run(size)
-        finally:
-            for handle in handles:
-                handle.remove()
-        shapes.append(seen)
-    few, many = shapes
-    return {
-        key: tuple(_moving(a, b, sizes) for a, b in zip(few[key], many[key], strict=True))
-        for key in few.keys() & many.keys()
-        if len(few[key]) == len(many[key])
-    }
-
-
-def _recorder(name: str, calls: dict[str, int], seen: dict[tuple[str, int], list[tuple[int, ...]]]) -> Callable[..., None]:
-    def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        call = calls[name] = calls.get(name, -1) + 1
-        seen[name, call] = [tuple(t.shape) for t in [*_leaves(args, kwargs), *_open(output)[0]]]
-
-    return hook
-
-
-def _moving(a: Iterable[int], b: Iterable[int], sizes: tuple[int, int]) -> Layout:
-    for dim, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            if (x, y) == sizes:
-                return dim
-            if dim == 0 and x * sizes[1] == y * sizes[0]:
-                return "flat"
-    return None

@@ -186,10 +186,11 @@ def examine(
     groups : "target", str, Groups, integer ids (n,), function (batch) -> ids, or None
         Whose shares are measured; -1 stands for none and becomes a row "(none)". "target": the classes, or ten equally filled ranges of a
         continuous target. Another str names a key of batches that are dictionaries. None: all in one group.
-    engine : {"auto", "ghost", "vmap", "jvp", "groups", "last_layer"}, default "auto"
+    engine : {"auto", "ghost", "vmap", "jvp", "groups", "loop", "last_layer"}, default "auto"
         "ghost": hooks, exact, about twice a forward and backward pass. "vmap": vectorized gradients, exact, memory for 64 gradients.
         "jvp": forward mode, exact group sums and leverage, nothing else per example (unless ``sketch_dim`` asks for random directions).
-        "groups": exact group sums alone. "last_layer": hooks on the head only. "auto" takes the first of ghost, vmap and jvp that can.
+        "groups": exact group sums alone. "loop": one backward per example, slow. "last_layer": hooks on the head only. "auto": ghost, which
+        leaves parameters that no hook sees to vmap or, where torch cannot transform the model, to the loop, and says so in ``notes``.
     params : str, default "all"
         "all", "head", "last_k" (such as "last_2": the last layers called), or a regular expression on names; trainable ones only.
     max_examples : int, default 4096
@@ -221,7 +222,8 @@ def examine(
     leverage : bool, default True
         A second pass for the exact share of every example.
     check : bool, default True
-        Compare the hooks with a loop on three examples first. Parameters that disagree are measured by vectorized gradients, or named.
+        Compare what the hooks found with the ordinary gradient of every batch and with a loop on three examples, at about a tenth of the
+        time. Parameters that disagree are measured otherwise. Examples whose loss is another one when they are alone are an error.
     progress : function (examples), optional
         Called with the number of examples after each batch of each pass.
 

@@ -64,7 +64,7 @@ def record(
     In the steps that are measured, hooks take from your forward and backward pass what :func:`examine` takes from its own: norms, group
     sums and a projection of the per-example gradients of the *batch at hand*, with dropout as it is. In the others nothing is hooked but
     one counter. Before the first of them, two and then three of its examples pass forward through a copy of the model that shares its
-    parameters: this shows where in the tensors of each layer the examples are.
+    parameters, in training and in eval mode: this shows where in the tensors of each layer the examples are.
 
     Parameters whose ``.grad`` is not the sum of what the hooks saw are left out and named: those used where no hook sees it, and all of
     them where the loss has a term that is not of the examples, such as a penalty on the parameters.
@@ -250,7 +250,6 @@ class Recorder:
 
     def _find_layouts(self, model: nn.Module, space: ParameterSpace, args: tuple[Any, ...], kwargs: dict[str, Any], n: int) -> str:
         """By a few examples in a copy of the model, so that whatever a forward pass changes in it is not changed in the model."""
-        sizes = (2, 3) if n > 2 else (1, 2)
         shapes: list[list[tuple[int, ...]]] = []
         self._busy = True
         memo: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(self): self}
@@ -259,8 +258,8 @@ class Recorder:
         except Exception:  # whatever a user's class does when it is copied
             twin = model
 
-        def run(k: int, dim: int) -> None:
-            few_args, few_kwargs = _few((args, kwargs), k, n, dim)
+        def run(rows: list[int], dim: int) -> None:
+            few_args, few_kwargs = _few((args, kwargs), rows, n, dim)
             output = twin(*few_args, **few_kwargs)
             shapes.append([tuple(t.shape) for t in tree_leaves(output) if isinstance(t, Tensor)])
 
@@ -271,7 +270,7 @@ class Recorder:
                 for dim in (0, 1):  # 1 where sequences come first
                     shapes.clear()
                     try:
-                        layouts = find_layouts(twin, space, functools.partial(run, dim=dim), sizes)
+                        layouts = find_layouts(twin, space, functools.partial(run, dim=dim), n)
                     except FAILURES as error:
                         reason = f"two of its examples cannot pass through the model ({type(error).__name__}: {str(error)[:100]})"
                         continue
@@ -368,11 +367,11 @@ def _examples(inputs: Any, given: Any) -> int:
     return n
 
 
-def _few(inputs: Any, k: int, n: int, dim: int) -> Any:
-    """The first k of n examples, which are along ``dim`` of the inputs."""
+def _few(inputs: Any, rows: list[int], n: int, dim: int) -> Any:
+    """Some of n examples, which are along ``dim`` of the inputs."""
     if dim == 0:
-        return take(inputs, slice(0, k), n)
-    return tree_map(lambda leaf: leaf[:, :k] if isinstance(leaf, Tensor) and leaf.ndim > 1 and leaf.shape[1] == n else leaf, inputs)
+        return take(inputs, torch.tensor(rows), n)
+    return tree_map(lambda leaf: leaf[:, rows] if isinstance(leaf, Tensor) and leaf.ndim > 1 and leaf.shape[1] == n else leaf, inputs)
 
 
 def _is_zero(grad: Tensor | None) -> bool:

@@ -36,8 +36,8 @@ __all__ = ["Measurement", "check_coupling", "measure", "parameters_of", "sketch_
 CHOICES = ("auto", "last_layer", *ENGINES)
 WIDTH = 256  # of the sketch: cosines of single examples are good to 0.06, those of groups to less
 # What layers return for the examples that go through the model at once. Smaller pieces are as fast on a CPU, whose cache they fit.
-BATCH_BYTES = {"cpu": 12 * 2**20, "other": 512 * 2**20}
-LEAST_PIECE = 32
+BATCH_BYTES = {"cpu": 9 * 2**20, "other": 512 * 2**20}
+LEAST_PIECE = 8
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -352,22 +352,25 @@ def _joined(probe: Probe) -> Probe:
 
 def _pieces(model: nn.Module, probe: Probe, run: Run, device: torch.device) -> int:
     """Examples that go through the model at once: as many as keep what the layers return within BATCH_BYTES."""
-    bytes_of_one = 0
+    bytes_of_some = 0
 
     def count(_: nn.Module, args: Any, output: Any) -> None:
-        nonlocal bytes_of_one
-        bytes_of_one += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        nonlocal bytes_of_some
+        bytes_of_some += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
+    some = min(2, probe.sizes[0])  # not one, which not every model takes
     leaves = [layer for layer in model.modules() if next(layer.children(), None) is None]
     handles = [layer.register_forward_hook(count) for layer in leaves]
     try:
         with torch.no_grad(), exact_backends():
-            run(model, take(probe.batches[0], slice(0, 1), probe.sizes[0]), 1)
+            run(model, take(probe.batches[0], slice(0, some), probe.sizes[0]), some)
+    except FAILURES:
+        return max(probe.sizes)  # what is wrong is said by those who measure
     finally:
         for handle in handles:
             handle.remove()
     budget = BATCH_BYTES["cpu" if device.type == "cpu" else "other"]
-    return max(LEAST_PIECE, budget // max(bytes_of_one, 1))
+    return max(LEAST_PIECE, budget * some // max(bytes_of_some, 1))
 
 
 def _in_pieces(probe: Probe, size: int) -> Probe:
