@@ -464,3 +464,33 @@ def test_one_output_squeezed_away() -> None:
     for engine in ("auto", "loop", "groups"):
         sketch = sketch_gradients(model, nn.BCEWithLogitsLoss(), (x, y), engine=engine, batch_size=3)
         assert error(sketch.group_sums, expected.sums(y.long(), 2)) < EXACT
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0])
+def test_random_directions_of_forward_mode(padding_idx: int | None) -> None:
+    """Which pays no heed to the row of the padding by itself, nor to parts without gradients."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, WIDTH, padding_idx=padding_idx), nn.Flatten(), nn.Linear(3 * WIDTH, CLASSES)).double()
+    nn.init.normal_(model[0].weight)
+    x, y = torch.randint(3, (ROWS, 3)), torch.arange(ROWS) % CLASSES
+    sketch = sketch_gradients(model, nn.CrossEntropyLoss(), (x, y), engine="jvp", sketch_dim=400)
+    expected = truth(model, (x,), y)
+    assert sketch.S is not None and sketch.norms_sq is not None
+    assert float((sketch.norms_sq / expected.norms_sq.sum(dim=1) - 1).abs().max()) < 0.3
+    assert float((sketch.S @ sketch.S.mean(dim=0) - expected.matrix @ expected.matrix.mean(dim=0)).abs().max()) < 0.3 * float(
+        expected.norms_sq.sum(dim=1).max()
+    )
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = self.body(x)
+            return self.head(h)
+
+    data = torch.randn(ROWS, WIDTH), y
+    with pytest.raises(InputError, match="forward and backward derivatives differ"):
+        sketch_gradients(Part(), nn.CrossEntropyLoss(), data, engine="jvp", sketch_dim=16)

@@ -508,11 +508,15 @@ def vmap(job: Job) -> Measured:
     return found
 
 
-def _show(job: Job, batch: Any, n: int, at: int, alone: Tensor) -> None:
+def _show(job: Job, batch: Any, n: int, at: int, alone: Tensor, copies: int = 1) -> None:
     """Hand on what the whole batch gives, whose losses must be those of the examples ``alone``."""
     states = _random_states(job.space.device)
     with torch.no_grad():
-        output, losses = job.run(job.model, batch, n)
+        if n == 1 and copies > 1:
+            output, losses = job.run(job.model, take(batch, torch.full((copies,), 0), n), copies)
+            output, losses = take(output, slice(0, 1), copies), losses[:1]
+        else:
+            output, losses = job.run(job.model, batch, n)
     _set_random_states(states)  # a second pass over the examples, which does without this, has to draw the same
     _check_coupling(job, alone, losses.detach(), _size(output))
     job.see(output, losses, at)
@@ -531,7 +535,7 @@ def groupwise(job: Job) -> Measured:
             here = torch.zeros(n, dtype=torch.float64)
             for k in torch.unique(ids).tolist():
                 rows = (ids == k).nonzero()[:, 0].cpu()
-                if len(rows) == 1 < n:
+                if len(rows) == 1:
                     value = _alone(job, batch, int(rows), n, copies)[1].reshape(1)
                 else:
                     _, value = job.run(job.model, batch if len(rows) == n else take(batch, rows, n), len(rows))
@@ -541,9 +545,9 @@ def groupwise(job: Job) -> Measured:
             losses.append(here)
             if at == 0 and job.check and job.repeatable:
                 one = _alone(job, batch, 0, n, copies)[1].detach().double().cpu()
-                _show(job, batch, n, at, torch.cat([one.reshape(1), here[1:]]))
+                _show(job, batch, n, at, torch.cat([one.reshape(1), here[1:]]), copies)
             else:
-                _show(job, batch, n, at, here)
+                _show(job, batch, n, at, here, copies)
             job.progress(n)
     return Measured(torch.cat(losses), sums=sums)
 
@@ -621,7 +625,7 @@ def _consistent(job: Job, values: Tensor, direction: Tensor, total: Tensor) -> T
     """The derivatives along a direction, whose sum must be that of backward: forward mode also sees what is under ``no_grad``."""
     off = abs(float(values.sum()) - float(total.double() @ direction.double()))
     if job.check and job.repeatable and off > _tolerance(job.space, False)[0] * float(values.abs().sum()):
-        raise RuntimeError("its forward derivatives are not those of backward, as where a part of it is under torch.no_grad()")
+        raise RuntimeError("forward and backward derivatives differ, as where a part is under torch.no_grad()")
     return values
 
 
@@ -636,6 +640,11 @@ def directional(job: Job, direction: Tensor) -> Tensor:
         tangents[name] = (
             (torch.view_as_complex(piece.reshape(-1, 2)) if tensor.is_complex() else piece).reshape(tensor.shape).to(tensor.dtype)
         )
+    for layer in job.model.modules():  # forward mode does not know that backward leaves out the row of the padding
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None and id(layer.weight) in job.space.place:
+            name = names[job.space.place[id(layer.weight)]]
+            tangents[name] = tangents[name].clone()
+            tangents[name][layer.padding_idx] = 0
     parts = []
     for batch, n in zip(job.batches, job.sizes, strict=True):
 
@@ -677,7 +686,7 @@ def loop(job: Job, direction: Tensor | None = None) -> Measured:
             parts.append(collector)
             losses.append(here)
             if not second:
-                _show(job, batch, n, at, here)
+                _show(job, batch, n, at, here, copies)
             job.progress(n)
     if second:
         return Measured(torch.cat(losses), along=torch.cat([part.along for part in parts if part.along is not None]))

@@ -25,7 +25,8 @@ from ._uses import LocalUse, OuterUse, Use, hand_in_together
 
 __all__ = ["FAILURES", "StaleInputError", "Watch"]
 
-FAILURES = (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError)  # what torch raises for what it cannot do
+# What torch raises for what it cannot do, and models for tensors of another shape than they take.
+FAILURES = (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError, IndexError, AssertionError)
 
 
 class StaleInputError(Exception):
