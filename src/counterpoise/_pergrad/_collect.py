@@ -12,6 +12,8 @@ from ._projection import Projection
 
 __all__ = ["Collector", "ParameterSpace"]
 
+SMALL = 1024  # entries of a parameter up to which one product for all groups costs less than a sum for each
+
 
 class ParameterSpace:
     """The parameters that are measured, one after the other in P columns: names, tensors, and the slice of columns that each takes."""
@@ -66,6 +68,8 @@ class Collector:
         self.along = torch.zeros(n, dtype=torch.float64, device=space.device) if direction is not None else None
         self.gramian = torch.zeros(n, n, dtype=torch.float64, device=space.device) if gramian else None
         self.seen: set[int] = set()
+        self._n_groups = n_groups
+        self._membership: Tensor | None = None
         counts = torch.bincount(self.ids, minlength=n_groups)
         self._segments: list[tuple[int, int, int]] | None = None
         if bool((self.ids[1:] >= self.ids[:-1]).all()):
@@ -82,6 +86,9 @@ class Collector:
         self.norms_sq[rows, place] = torch.linalg.vector_norm(g, dim=1).double().square()
         if self.sums is not None and self._segments is None:
             self.sums[:, columns].index_add_(0, self.ids[rows], g.to(self.sums.dtype))
+        elif self.sums is not None and g.shape[1] <= SMALL:
+            member = self._member(g.dtype)[:, rows]
+            self.sums[:, columns] += (member @ g).to(self.sums.dtype)
         elif self.sums is not None:
             for k, part in self._within(rows):
                 self.sums[k, columns] += g[part].sum(dim=0)
@@ -91,6 +98,13 @@ class Collector:
             self.along[rows] += (g @ self.direction[columns].to(g.dtype)).double()
         if self.gramian is not None:
             self._parts.setdefault(place, []).append((rows.start, g))
+
+    def _member(self, dtype: torch.dtype) -> Tensor:
+        """(G, n): which examples are in which group."""
+        if self._membership is None or self._membership.dtype != dtype:
+            groups = torch.arange(self._n_groups, device=self.ids.device)
+            self._membership = (self.ids == groups[:, None]).to(dtype)
+        return self._membership
 
     def outer(self, place: int, a: Tensor, b: Tensor, rows: slice) -> None:
         r"""Gradients :math:`\sum_t b_{it} \otimes a_{it}` of ``rows``, from ``a`` (c, T, d_in) and ``b`` (c, T, d_out), not formed."""

@@ -273,9 +273,7 @@ def _layouts(job: Job) -> Layouts | None:
         return job.run(job.model, take(job.batches[0], torch.tensor(rows), n), len(rows))
 
     try:
-        return find_layouts(
-            job.model, job.space, lambda rows: job.run(job.model, take(job.batches[0], torch.tensor(rows), n), len(rows)), n
-        )
+        return find_layouts(job.model, job.space, run, n, confirm=job.check)
     except InputError:
         raise
     except FAILURES as error:

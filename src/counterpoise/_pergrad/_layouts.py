@@ -149,12 +149,13 @@ def _looks(
     model: nn.Module, space: ParameterSpace, run: Callable[[list[int]], Any], orders: Sequence[list[int]], values: bool
 ) -> tuple[Looks, Looks]:
     found: list[Looks] = []
+    layers = owners(model, space)
     for rows in orders:
         calls: dict[str, int] = {}
         seen: Looks = {}
         handles = [
             layer.register_forward_hook(_looker(name, calls, seen, len(rows), values), with_kwargs=True, prepend=True)
-            for name, (layer, _) in owners(model, space).items()
+            for name, (layer, _) in layers.items()
         ]
         try:
             with torch.no_grad():

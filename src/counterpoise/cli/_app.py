@@ -274,7 +274,8 @@ def diagnose(
         watcher.console.print(diagnose_network(problem, column).summary(), markup=False, highlight=False)
     if out is not None:
         # After a tenth of the training the step still has a direction.
-        out.write_text(found.diagnoses[1].to_html(), encoding="utf-8")
+        about = f"{problem.name}, a small network after {found.steps[1]:,} of {found.steps[-1]:,} steps"
+        out.write_text(found.diagnoses[1].to_html(about), encoding="utf-8")
         _say(f"wrote {out}: the network's step after {found.steps[1]:,} of {found.steps[-1]:,} steps.")
 
 

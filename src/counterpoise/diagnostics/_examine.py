@@ -32,6 +32,8 @@ __all__ = ["TrainingDiagnosis", "diagnosis_of", "examine"]
 LOUD = 2.0  # times the typical size of a gradient from which a group is called loud
 MANY = 2.0  # times the typical count from which a group is called many
 INCOHERENT = 0.5  # of the typical coherence below which a group is called incoherent
+LEAST_COHERENCE = 0.1  # typical coherence below which nobody is told from anybody
+LEAST_COSINE = 0.1  # between update and gradient, below which a share of the update divides by next to nothing
 DISAGREE = 0.1  # difference of a share between SGD and the optimizer that is worth a sentence
 FEW_EXAMPLES = 0.25  # of the leverage held by 1 % of the examples from which they are worth a look
 LEAST_OPPOSING = 50  # examples from which opposing pairs are looked for
@@ -68,6 +70,9 @@ class TrainingDiagnosis:
     metric: str
     notes: tuple[str, ...]
     step: int | None = None
+
+    def __repr__(self) -> str:
+        return f"TrainingDiagnosis({len(self.sketch):,} examples, {len(self.shares.names)} groups, engine={self.engine!r}: {self.headline})"
 
     @property
     def headline(self) -> str:
@@ -122,11 +127,11 @@ class TrainingDiagnosis:
 
         return training_figure(self.view())
 
-    def to_html(self) -> str:
-        """A page of its own: figure, hints and numbers; no network, no JavaScript."""
+    def to_html(self, about: str = "") -> str:
+        """A page of its own: figure, hints and numbers; no network, no JavaScript. ``about`` says on it what was measured, and when."""
         from counterpoise.report import training_page
 
-        return training_page(self.view())
+        return training_page(self.view(), about)
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -134,8 +139,8 @@ class TrainingDiagnosis:
 
 def examine(
     model: nn.Module,
-    loss_fn: Any,
-    data: Any,
+    loss_fn: Any = None,
+    data: Any = None,
     *,
     groups: Any = "target",
     engine: str = "auto",
@@ -170,8 +175,9 @@ def examine(
     some groups gain at the expense of others. They describe this step at these parameters, to first order: measure at the start, after a
     tenth of the training and at the end.
 
-    Cost: about four ordinary passes over the probe (two without ``leverage``), the memory of one forward pass of ``batch_size`` examples,
-    (G, P) sums and m * ``sketch_dim`` numbers; never m * P.
+    Cost: 4 to 14 times a forward and backward pass over the probe, the more the smaller the layers (half without ``leverage``; norms and
+    group sums alone, by :func:`sketch_gradients`, 1.5 to 2 times). Memory: a pass of some of the examples, (G, P) sums and
+    m * ``sketch_dim`` numbers; never m * P.
 
     Parameters
     ----------
@@ -198,8 +204,8 @@ def examine(
     sketch_dim : int, default 256 (0 for "jvp" and "groups")
         Width of the random projection behind the intervals; errors of its cosines are about 1 / sqrt(sketch_dim).
     optimizer : torch.optim.Optimizer, optional
-        With its state: SGD, Adam, AdamW, NAdam, RAdam, RMSprop or Adagrad. Shares of the update it would make are given as well, since Adam
-        hides loudness; ``interaction`` uses its scaling and learning rate.
+        With its state: SGD, Adam, AdamW, NAdam, RAdam, RMSprop or Adagrad. Shares of its latest update are given as well, since Adam hides
+        loudness; ``interaction`` uses its scaling and learning rate.
     metric : {"sgd", "optimizer"}, default "sgd"
         Which of the two ``share`` is: of the mean gradient, or of the optimizer's update u, :math:`s_k = \langle \pi_k \mu_k, u \rangle /
         \langle \mu, u \rangle`. The latter needs a state that has grown under this loss.
@@ -334,8 +340,11 @@ def diagnosis_of(
     few = [repr(name) for name, count in zip(shares.names, shares.count, strict=True) if count < 2]
     if few:
         notes.append(f"Fewer than two examples in the probe: {', '.join(few)}.")
+    cosine = float("nan") if updated is None else updated.step_cosine
     if metric == "optimizer":
         notes.append("Shares of the optimizer's update refer to a state that has grown under this loss.")
+    if updated is not None and not cosine > LEAST_COSINE:
+        notes.append(f"The optimizer's latest update hardly points along this gradient (cosine {signed(cosine)}): shares of it say little.")
     return TrainingDiagnosis(
         per_group=frame,
         cosine=shares.cosine,
@@ -344,7 +353,7 @@ def diagnosis_of(
         leverage=leverage,
         opposing=opposing,
         logit_pressure=pulls,
-        hints=_hints(shares, plain, updated, kind, leverage, opposing, pulls),
+        hints=_hints(shares, plain, updated, kind, leverage, opposing, pulls, cosine),
         engine=sketch.engine,
         seconds=time.perf_counter() - began,
         peak_bytes=peak(),
@@ -365,6 +374,7 @@ def _hints(
     leverage: Leverage | None,
     opposing: tuple[OpposingPair, ...],
     pulls: pl.DataFrame | None,
+    updated_cosine: float,
 ) -> tuple[str, ...]:
     found = list(share_hints(shares, kind, causes=False))
     if np.isfinite(shares.share).any():
@@ -376,7 +386,7 @@ def _hints(
             "groups."
         )
     pair = opposing[0] if opposing else None
-    if pair is not None and min(len(pair.positive), len(pair.negative)) >= LEAST_PAIR:
+    if pair is not None and not shares.settled and min(len(pair.positive), len(pair.negative)) >= LEAST_PAIR:
         found.append(
             f"{len(pair.positive)} and {len(pair.negative)} examples pull against each other along one direction and cancel "
             f"({percent(pair.cancellation, 0)}), with {percent(pair.energy_share, 0)} of the gradients' energy: see opposing."
@@ -386,7 +396,7 @@ def _hints(
         if len(worst) and worst["ratio"][0] > 2:
             name, pull, push, ratio = worst.row(0)
             found.append(f"Class {name!r} is pushed down {ratio:.1f} times as hard as it is pulled up ({push:.3g} against {pull:.3g}).")
-    if updated is not None:
+    if updated is not None and updated_cosine > LEAST_COSINE:
         apart = np.abs(updated.share - plain.share)
         if np.isfinite(apart).any() and np.nanmax(apart) > DISAGREE:
             k = int(np.nanargmax(apart))
@@ -412,17 +422,17 @@ def _factors(shares: GroupShares, kind: str) -> list[str]:
             if shares.rho[k] > LOUD * rho:
                 found.append(
                     f"{name} is loud: one of its gradients is {shares.rho[k] / rho:.1f} times as long as is typical of the others "
-                    "(a loss scale, clipping or a focal loss acts on this)."
+                    "(a loss scale, clipping or a focal loss acts on this; a rare class that is not learned yet is loud, too)."
                 )
             if shares.count[k] > MANY * count:
                 found.append(
                     f"{name} is many: {shares.count[k]:,} examples, {shares.count[k] / max(count, 1):.1f} times the others' median "
                     "(resampling, class weights or a moved threshold act on this)."
                 )
-            if shares.count[k] > 1 and alpha > 0 and shares.alpha_unbiased[k] < INCOHERENT * alpha and shares.rho[k] > rho:
+            if shares.count[k] > 1 and alpha > LEAST_COHERENCE and shares.alpha_unbiased[k] < INCOHERENT * alpha and shares.rho[k] > rho:
                 found.append(
                     f"{name} is incoherent: its gradients agree by {signed(shares.alpha_unbiased[k])}, those of the others by "
-                    f"{signed(alpha)} (wrong labels or outliers: look at them; a winsorized step acts on this)."
+                    f"{signed(alpha)} (wrong labels, outliers, or a group that holds several kinds of examples: look at them)."
                 )
     if len(found) > 6:
         found = [*found[:6], f"... and {len(found) - 6} more {kind} findings: see per_group."]
@@ -437,7 +447,7 @@ def _conflicts(shares: GroupShares, kind: str) -> list[str]:
     worst = int(np.argmin(cosine))
     pair = f"{shares.names[first[worst]]!r} and {shares.names[second[worst]]!r}, cosine {signed(cosine[worst])}"
     text = f"Conflict: {percent(shares.conflict, 0)} of the inner products between groups is negative (most opposed: {pair})."
-    return [f"{text} Remedies that combine gradients act on this."]
+    return [f"{text} If they are domains or tasks, remedies that combine gradients act on this; classes of one output always oppose."]
 
 
 def _peak(model: nn.Module) -> int:

@@ -181,6 +181,7 @@ def draw(data: Any, groups: Any, *, max_examples: int, batch_size: int, seed: in
                 row = int(torch.isnan(leaf).reshape(n, -1).any(dim=1).nonzero()[0])
                 bad_input("data", f"numbers that are NaN (example {row} of its batch)", "inputs and targets without NaN")
     ids, names, kind, notes = _group_ids(data, batches, index, total, groups)
+    notes = (*notes, *_order_notes(data, sum(sizes)))
     if len(ids) != sum(sizes):
         bad_input("groups", f"{len(ids)} values for {sum(sizes)} examples", "one for each row of the batches' first tensors")
     if len(names) > MAX_GROUPS:
@@ -195,6 +196,23 @@ def _generators(data: Any) -> list[torch.Generator]:
     holders.append(getattr(holders[-1], "sampler", None))
     found = [getattr(holder, "generator", None) for holder in holders]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _order_notes(data: Any, m: int) -> tuple[str, ...]:
+    """What the order of a loader means for the reader."""
+    from torch.utils.data import DataLoader
+
+    if not isinstance(data, DataLoader):
+        return ()
+    if not _in_fixed_order(data):
+        return ("The loader shuffles: index (of leverage and opposing pairs) counts the examples as it gave them.",)
+    try:
+        whole = len(data.dataset)  # type: ignore[arg-type]
+    except TypeError:  # a stream
+        return ()
+    if whole > m:
+        return (f"Only the first {m:,} of {whole:,} examples of a loader in a fixed order: if it is sorted, this is no fair part of them.",)
+    return ()
 
 
 def _batches(data: Any, most: int, batch_size: int, seed: int) -> tuple[list[Any], list[Tensor], int | None]:
@@ -287,7 +305,8 @@ def _in_fixed_order(data: Any) -> bool:
 def _named(batch: Any, key: str) -> Tensor:
     if isinstance(batch, Mapping):
         if key not in batch:
-            bad_input("groups", key, f"a key of the batch, one of {listing(batch)}")
+            hint = "For batches that are dictionaries name the key that holds the groups, or pass groups=None." if key == "target" else ""
+            bad_input("groups", key, f"a key of the batch, one of {listing(batch)}", hint)
         return torch.as_tensor(batch[key]).detach().cpu()
     if key != "target":
         bad_input("groups", key, "'target', or a key of batches that are dictionaries")

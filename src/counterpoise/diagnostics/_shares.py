@@ -44,6 +44,7 @@ class GroupShares:
 
     ``cosine`` (G, G) between group means; ``norm`` = ||mu|| and ``noise``, its sampling error sqrt(tr Cov / m); ``conflict`` in [0, 1], the
     part of the groups' inner products that is negative; ``effective_groups`` = exp(entropy of ``magnitude_share``);
+    ``step_cosine``: cosine between the mean gradient and the step, which is 1 but for an optimizer's update;
     ``space``: ``"head"`` (gradient of a linear head) or ``"function"`` (pseudo-residuals of a tree ensemble, where only ``count``, ``pi``,
     ``share``, ``rho``, ``parity`` and ``magnitude_share`` have a meaning).
     """
@@ -66,6 +67,7 @@ class GroupShares:
     conflict: float
     effective_groups: float
     space: str = "head"
+    step_cosine: float = 1.0
 
     @property
     def settled(self) -> bool:
@@ -194,6 +196,7 @@ def shares_from_products(
         noise=noise,
         conflict=_conflict(products.gram),
         effective_groups=_effective(magnitude_share),
+        step_cosine=forward / (norm * step) if norm > 0 and step > 0 else float("nan"),
     )
 
 

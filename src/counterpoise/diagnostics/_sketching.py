@@ -52,8 +52,8 @@ class Measurement:
 
 def sketch_gradients(
     model: nn.Module,
-    loss_fn: Any,
-    data: Any,
+    loss_fn: Any = None,
+    data: Any = None,
     *,
     groups: Any = "target",
     engine: str = "auto",
@@ -136,6 +136,8 @@ def measure(
 ) -> Measurement:
     if not isinstance(model, nn.Module):
         bad_input("model", type(model).__name__, "a torch.nn.Module", "examine_linear(...) takes scikit-learn estimators.")
+    if data is None:
+        bad_input("data", None, "a DataLoader, an iterable of batches, or a tuple of tensors (inputs, targets)")
     check_choice("engine", engine, CHOICES)
     check_range("seed", seed, low=0, integer=True)
     if sketch_dim is not None:
@@ -233,6 +235,8 @@ def _by(engine: str, job: Job) -> Measured:
         return ENGINES[engine](job)
     try:
         return ENGINES[engine](job)
+    except InputError:
+        raise
     except FAILURES as error:
         said = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         message = f"engine: {engine!r} cannot measure this model, since torch cannot transform it: {said} Use engine='auto' or 'ghost'."
@@ -311,9 +315,10 @@ def check_coupling(model: nn.Module, train_mode: bool, batchnorm: str | None) ->
     if training and batchnorm != "eval":
         bad_input(
             "model",
-            f"batch normalization in training mode ({listing(training, 3)}), where the gradient of one example depends on the others",
+            f"batch normalization in training mode ({listing(training, 2)})",
             "a model in eval mode",
-            "Call model.eval() first, or pass batchnorm='eval'.",
+            "In training mode the examples are coupled: the gradient of one depends on the others. Call model.eval() first, or pass "
+            "batchnorm='eval'.",
         )
     if train_mode and norms:
         bad_input("train_mode", True, "False for a model with batch normalization")

@@ -124,8 +124,10 @@ def training_figure(view: TrainingView) -> Figure:
         return _step(view, title=view.headline)
 
 
-def training_page(view: TrainingView) -> str:
+def training_page(view: TrainingView, about: str = "") -> str:
     """The diagnosis of one training step as a self-contained HTML document: figure, hints and numbers.
+
+    ``about``: what was measured and when, in a few words, for the head of the page.
 
     It follows the reader's light or dark theme, prints, and loads and runs nothing. The same view gives the same text, byte for byte.
     """
@@ -138,6 +140,7 @@ def training_page(view: TrainingView) -> str:
         cosines = to_svg(_cosines(view), "cosines", "Who pulls with whom", _cosine_words(view)) if known else ""
     return template("training.html.j2").render(
         view=view,
+        about=about,
         figure=figure,
         cosines=cosines,
         rows=_rows(view),

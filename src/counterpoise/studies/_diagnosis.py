@@ -48,8 +48,8 @@ class NetworkDiagnosis:
     diagnoses: tuple[TrainingDiagnosis, ...]
 
     def summary(self) -> str:
-        """Whose step it is at each moment, and the hints after a tenth of the training, when the step still has a direction."""
-        shares, tenth = self.diagnoses[0].shares, self.diagnoses[1]
+        """Whose step it is at each moment."""
+        shares = self.diagnoses[0].shares
         leading = [diagnosis.shares.dominant for diagnosis in self.diagnoses]
         words = ("at the start", f"after {self.steps[1]:,} of {self.steps[-1]:,} steps", "at the end")
         told = []
@@ -58,8 +58,7 @@ class NetworkDiagnosis:
             value, what = (s.magnitude_share[k], "pull") if s.settled else (s.share[k], "step")
             told.append(f"{s.names[k]!r} {100 * value:.0f} % of the {what} {word}")
         pi = ", ".join(f"{shares.names[k]!r} {100 * shares.pi[k]:.0f} %" for k in dict.fromkeys(leading))
-        first = f"A small network (two layers of 64), all its parameters: {'; '.join(told)} (of the rows: {pi})."
-        return "\n".join([first, *tenth.hints])
+        return f"A small network (two layers of 64), all its parameters: {'; '.join(told)} (of the rows: {pi})."
 
 
 def diagnose_network(problem: Problem, column: str | None = None, *, seed: int = 0) -> NetworkDiagnosis:
