@@ -124,6 +124,9 @@ class NeuralCollapseReport:
             columns |= {"predicted_norm": self.prediction.feature_norm, "alive": self.prediction.alive}
         return pl.DataFrame(columns)
 
+    def __repr__(self) -> str:
+        return f"NeuralCollapseReport({self.summary().splitlines()[0]})"
+
     def summary(self) -> str:
         """How far the collapse has gone, to which geometry, and what it does to the rarest class."""
         lines = [

@@ -128,6 +128,9 @@ class CurveReport:
         limits = {f"{name}_{end}": pl.Float64 for name in ("majority", "minority") for end in ("low", "high")}
         return pl.DataFrame(columns | {"fitted": self.fitted(self.majority)}, schema_overrides=limits)
 
+    def __repr__(self) -> str:
+        return f"CurveReport({self.summary().splitlines()[0]})"
+
     def summary(self) -> str:
         """The shape with its numbers, then what to know before believing it."""
         low, high = self.convexity_ci

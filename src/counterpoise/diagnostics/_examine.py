@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._errors import bad_input, check_choice, check_range, listing
 from counterpoise._pergrad import GradientSketch
 
 from ._coherence import CoherenceReport, coherence
@@ -36,6 +36,7 @@ LEAST_COHERENCE = 0.1  # typical coherence below which nobody is told from anybo
 LEAST_COSINE = 0.1  # between update and gradient, below which a share of the update divides by next to nothing
 DISAGREE = 0.1  # difference of a share between SGD and the optimizer that is worth a sentence
 FEW_EXAMPLES = 0.25  # of the leverage held by 1 % of the examples from which they are worth a look
+SCARCE = 10  # examples of a group below which its numbers are noise
 LEAST_OPPOSING = 50  # examples from which opposing pairs are looked for
 LEAST_PAIR = 5  # examples on each side from which a pair is worth a sentence
 
@@ -340,6 +341,9 @@ def diagnosis_of(
     few = [repr(name) for name, count in zip(shares.names, shares.count, strict=True) if count < 2]
     if few:
         notes.append(f"Fewer than two examples in the probe: {', '.join(few)}.")
+    scarce = [f"{name!r} ({count})" for name, count in zip(shares.names, shares.count, strict=True) if 2 <= count < SCARCE]
+    if scarce:
+        notes.append(f"Fewer than {SCARCE} examples in the probe, so that their numbers are noise: {listing(scarce)}.")
     cosine = float("nan") if updated is None else updated.step_cosine
     if metric == "optimizer":
         notes.append("Shares of the optimizer's update refer to a state that has grown under this loss.")

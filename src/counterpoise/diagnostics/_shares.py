@@ -30,6 +30,7 @@ NONE = "(none)"  # the row of examples that belong to no group (id -1), so that 
 CONFLICT = 0.2  # conflict mass above which the groups' gradients work against each other
 ROUNDING = 1e-12  # a mean gradient below this part of the typical gradient is zero
 DOMINATES = 1.5  # times the equal share from which one group is said to dominate
+AGAINST = -0.02  # cosine with the step below which it is said to work against a group
 NOISE = 2.0  # a mean gradient shorter than this many standard errors has no direction worth dividing up
 
 
@@ -282,7 +283,7 @@ def hints(shares: GroupShares, kind: str = "group", *, causes: bool = True) -> t
         found.append("A share above 100 % means that the others pull the other way.")
     if shares.space == "head":
         found.extend(_incoherent(shares, kind))
-        against = [j for j in range(len(shares.names)) if shares.alignment[j] < 0]
+        against = [j for j in range(len(shares.names)) if shares.alignment[j] < AGAINST]
         if against:
             listed = ", ".join(f"{shares.names[j]!r} ({signed(shares.alignment[j])})" for j in against[:5])
             found.append(f"The step works against {listed} (cosine with the step).")
