@@ -17,6 +17,7 @@ from ._collect import Collector
 
 __all__ = ["ConvolutionUse", "GivenRows", "GivenUse", "LocalUse", "LookupUse", "OuterUse", "Use", "hand_in_together"]
 
+WIDE = 8  # places in a row of a convolution's output from which windows are copied
 CHUNK_BYTES = 4 * 2**20  # of gradients and patches held at once; what fits the cache is read twice for the price of once
 
 
@@ -210,6 +211,18 @@ def patches_of(layer: Any) -> tuple[Callable[[Tensor], Tensor], int]:
     symmetric = mode == "constant" and all(pads[i] == pads[i + 1] for i in range(0, len(pads), 2))
 
     def cut(x: Tensor) -> Tensor:
+        if all(k == 1 for k in kernel) and not any(pads) and not flat:
+            return x[:, :, :: stride[0], :: stride[1]].flatten(2)
+        width = (x.shape[-1] + pads[0] + pads[1] - dilation[-1] * (kernel[-1] - 1) - 1) // stride[-1] + 1
+        if all(d == 1 for d in dilation) and width >= WIDE:
+            # A copy of overlapping windows: up to ten times as fast as unfold where rows of the output are long.
+            x = F.pad(x, pads, mode=mode) if any(pads) else x
+            for i, (k, s) in enumerate(zip(kernel, stride, strict=True)):
+                x = x.unfold(2 + i, k, s)
+            n, channels, *rest = x.shape
+            out, windows = rest[: len(kernel)], rest[len(kernel) :]
+            order = (0, 1, *range(2 + len(out), 2 + len(rest)), *range(2, 2 + len(out)))
+            return x.permute(order).reshape(n, channels * torch.Size(windows).numel(), -1)
         inner: int | tuple[int, ...] = 0
         if symmetric:
             inner = (0, pads[0]) if flat else (pads[2], pads[0])
@@ -217,8 +230,6 @@ def patches_of(layer: Any) -> tuple[Callable[[Tensor], Tensor], int]:
             x = F.pad(x, pads, mode=mode)
         if flat:
             return F.unfold(x[:, :, None], (1, *kernel), dilation=(1, *dilation), padding=inner, stride=(1, *stride))
-        if all(k == 1 for k in kernel) and not any(pads):
-            return x[:, :, :: stride[0], :: stride[1]].flatten(2)
         return F.unfold(x, kernel, dilation=dilation, padding=inner, stride=stride)
 
     return cut, int(torch.Size(kernel).numel())
