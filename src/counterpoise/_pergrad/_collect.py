@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,12 @@ class ParameterSpace:
     @property
     def device(self) -> torch.device:
         return self.tensors[0].device
+
+    def zeros(self, rows: int) -> Tensor:
+        """(rows, P); on a CPU its pages take memory when they are written to, which most of an embedding's never are."""
+        if self.device.type != "cpu":
+            return torch.zeros(rows, self.total, dtype=self.dtype, device=self.device)
+        return torch.from_numpy(np.zeros((rows, self.total), dtype=np.float64 if self.dtype == torch.float64 else np.float32))
 
 
 class Collector:

@@ -152,7 +152,7 @@ def _hooked(
     layer's gradients could not be had.
     """
     second = direction is not None
-    sums = torch.zeros(job.n_groups, space.total, dtype=space.dtype, device=space.device) if job.sums and not second else None
+    sums = space.zeros(job.n_groups) if job.sums and not second else None
     total = torch.zeros(space.total, dtype=space.dtype, device=space.device) if job.check and sums is not None else torch.empty(0)
     suspects: set[int] = set()
     parts: list[Collector] = []
@@ -403,7 +403,7 @@ def _completed(job: Job, found: Measured, space: ParameterSpace, kept: list[int]
     norms[:, kept], norms[:, rest] = found.norms_sq, extra.norms_sq
     found.norms_sq = norms
     if found.sums is not None and extra.sums is not None:
-        sums = torch.zeros(job.n_groups, job.space.total, dtype=job.space.dtype, device=job.space.device)
+        sums = job.space.zeros(job.n_groups)
         for places, part, own in ((kept, found.sums, space), (rest, extra.sums, small)):
             for i, place in enumerate(places):
                 sums[:, job.space.slices[place]] = part[:, own.slices[i]].to(sums.dtype)
@@ -473,7 +473,7 @@ def _vectorized(job: Job, batch: Any, n: int) -> Iterator[tuple[slice, list[Tens
 
 def vmap(job: Job) -> Measured:
     """``vmap(grad)`` of the whole model, in chunks of examples; needs chunk * P numbers."""
-    sums = torch.zeros(job.n_groups, job.space.total, dtype=job.space.dtype, device=job.space.device) if job.sums else None
+    sums = job.space.zeros(job.n_groups) if job.sums else None
     if any(tensor._backward_hooks for tensor in job.space.tensors):
         raise RuntimeError("a parameter has hooks that change its gradient, which only backward runs")
     parts, losses = [], []
@@ -525,7 +525,7 @@ def _show(job: Job, batch: Any, n: int, at: int, alone: Tensor, copies: int = 1)
 
 def groupwise(job: Job) -> Measured:
     """One ordinary backward per group and batch: exact sums, nothing about single examples."""
-    sums = torch.zeros(job.n_groups, job.space.total, dtype=job.space.dtype, device=job.space.device)
+    sums = job.space.zeros(job.n_groups)
     losses = []
     with exact_backends(recurrent=job.recurrent):
         copies = _copies(job)
@@ -659,7 +659,7 @@ def directional(job: Job, direction: Tensor) -> Tensor:
 def loop(job: Job, direction: Tensor | None = None) -> Measured:
     """One backward per example. Slow, and right: what everything else is checked against. ``direction`` is for a second pass."""
     second = direction is not None
-    sums = torch.zeros(job.n_groups, job.space.total, dtype=job.space.dtype, device=job.space.device) if job.sums and not second else None
+    sums = job.space.zeros(job.n_groups) if job.sums and not second else None
     parts, losses = [], []
     states = _random_states(job.space.device)
     with exact_backends(recurrent=job.recurrent):

@@ -211,11 +211,13 @@ class Watch:
         return anchored
 
     def _await(self, unit: _Unit, ready: Callable[[Tensor, Layout], Use], x: Tensor, out: Tensor, layout: Layout) -> None:
-        version = x._version
+        held = [(ready, x, x._version)]  # let go on arrival: the graph would hold the inputs of all layers until backward is over
+        del ready, x
 
         def arrive(grad: Tensor) -> None:
-            if self.collector is None:
+            if self.collector is None or not held:
                 return
+            ready, x, version = held.pop()
             self.on_arrival()
             if x._version != version:
                 if not self.passive:
