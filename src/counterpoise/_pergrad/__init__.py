@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._collect import Collector, ParameterSpace
 from ._engines import ENGINES, CoupledExamplesError, Job, Measured, Run, directional, flat_gradient, select, take
 from ._layouts import Layouts, find_layouts
-from ._projection import Projection
+from ._projection import Projection, with_lengths
 from ._sketch import Blocks, GradientSketch
 from ._state import exact_backends, random_states, untouched
 from ._watch import FAILURES, StaleInputError, Watch
@@ -33,4 +33,5 @@ __all__ = [
     "select",
     "take",
     "untouched",
+    "with_lengths",
 ]

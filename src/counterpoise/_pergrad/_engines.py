@@ -77,6 +77,17 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
 
+def _assembled(job: Job, losses: list[Tensor], parts: list[Collector], sums: Tensor | None) -> Measured:
+    """What the collectors of all batches hold, batch after batch."""
+    return Measured(
+        torch.cat(losses),
+        norms_sq=torch.cat([part.norms_sq for part in parts]),
+        S=torch.cat([part.S for part in parts if part.S is not None]) if job.projection else None,
+        sums=sums,
+        gramian=parts[0].gramian if job.gramian else None,
+    )
+
+
 def take(batch: Any, rows: Tensor | slice, n: int) -> Any:
     """Some examples of a batch: every tensor or array with n rows is indexed, and every list of n things that are not tensors."""
 
@@ -158,7 +169,7 @@ def _hooked(
     parts: list[Collector] = []
     losses: list[Tensor] = []
     try:
-        with Watch(job.model, space, layouts, copy=copy) as watch, _frozen(job.model):
+        with Watch(job.model, space, layouts, copy=copy) as watch, _needing_gradients(list(job.model.parameters()), False):
             for at, (batch, n, ids) in enumerate(zip(job.batches, job.sizes, job.ids, strict=True)):
                 collector = Collector(
                     space,
@@ -170,7 +181,7 @@ def _hooked(
                     direction=direction,
                 )
                 if job.check and sums is not None:
-                    with _thawed(space):
+                    with _needing_gradients(space.tensors, True):
                         value, truth = _backward(job, watch, collector, batch, n, at, quiet=second, also=space.tensors)
                     total, before = sums.sum(dim=0), total
                     suspects |= _not_the_sum(space, collector, total - before, truth, watch.half)
@@ -188,14 +199,8 @@ def _hooked(
     if second:
         along = torch.cat([part.along for part in parts if part.along is not None])
         return Measured(torch.cat(losses), along=along), half, copy
-    found = Measured(
-        torch.cat(losses),
-        norms_sq=torch.cat([part.norms_sq for part in parts]),
-        S=torch.cat([part.S for part in parts if part.S is not None]) if job.projection else None,
-        sums=sums,
-        gramian=parts[0].gramian if job.gramian else None,
-        missing=broken | suspects,
-    )
+    found = _assembled(job, losses, parts, sums)
+    found.missing = broken | suspects
     return found, half, copy
 
 
@@ -239,29 +244,16 @@ def _set_random_states(states: tuple[Tensor, Tensor | None]) -> None:
 
 
 @contextmanager
-def _thawed(space: ParameterSpace) -> Iterator[None]:
-    for p in space.tensors:
-        p.requires_grad_(True)
+def _needing_gradients(parameters: Sequence[Tensor], needed: bool) -> Iterator[None]:
+    """Meanwhile these parameters need a gradient, or not; not, and backward forms those of the activations only."""
+    changed = [p for p in parameters if p.requires_grad != needed]
+    for p in changed:
+        p.requires_grad_(needed)
     try:
         yield
     finally:
-        for p in space.tensors:
-            p.requires_grad_(False)
-
-
-class _frozen:
-    """No parameter needs a gradient meanwhile, so backward forms those of the activations only."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for p in self.parameters:
-            p.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        for p in self.parameters:
-            p.requires_grad_(True)
+        for p in changed:
+            p.requires_grad_(not needed)
 
 
 def _layouts(job: Job) -> Layouts | None:
@@ -491,13 +483,7 @@ def vmap(job: Job) -> Measured:
             losses.append(here)
             _show(job, batch, n, at, here)
             job.progress(n)
-        found = Measured(
-            torch.cat(losses),
-            norms_sq=torch.cat([part.norms_sq for part in parts]),
-            S=torch.cat([part.S for part in parts if part.S is not None]) if job.projection else None,
-            sums=sums,
-            gramian=parts[0].gramian if job.gramian else None,
-        )
+        found = _assembled(job, losses, parts, sums)
         if found.gramian is not None:
             found.along = found.gramian.mean(dim=1)
         elif job.along and sums is not None:
@@ -688,13 +674,7 @@ def loop(job: Job, direction: Tensor | None = None) -> Measured:
             job.progress(n)
     if second:
         return Measured(torch.cat(losses), along=torch.cat([part.along for part in parts if part.along is not None]))
-    found = Measured(
-        torch.cat(losses),
-        norms_sq=torch.cat([part.norms_sq for part in parts]),
-        S=torch.cat([part.S for part in parts if part.S is not None]) if job.projection else None,
-        sums=sums,
-        gramian=parts[0].gramian if job.gramian else None,
-    )
+    found = _assembled(job, losses, parts, sums)
     if found.gramian is not None:
         found.along = found.gramian.mean(dim=1)
     elif job.along and sums is not None:

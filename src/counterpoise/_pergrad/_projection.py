@@ -17,7 +17,14 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["Projection"]
+__all__ = ["Projection", "with_lengths"]
+
+
+def with_lengths(S: Tensor, norms_sq: Tensor) -> Tensor:
+    """Sketches (n, r) with the exact lengths of what they are sketches of, squared in ``norms_sq`` (n,)."""
+    length = torch.linalg.vector_norm(S.double(), dim=1)
+    factor = torch.where(length > 0, norms_sq.sqrt() / length.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    return S * factor[:, None].to(S.dtype)
 
 
 class Projection:

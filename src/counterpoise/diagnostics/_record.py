@@ -29,6 +29,7 @@ from counterpoise._pergrad import (
     random_states,
     take,
     untouched,
+    with_lengths,
 )
 
 from ._examine import TrainingDiagnosis, diagnosis_of
@@ -123,7 +124,7 @@ def record(
     check_coupling(model, False, None)
     if params == "head" or params.startswith("last_"):
         bad_input("params", params, "'all' or a regular expression on names")
-    recorder = Recorder(model, groups, every, reduction, loss_scale, params, Projection(sketch_dim, seed) if sketch_dim else None)
+    recorder = Recorder(groups, every, reduction, loss_scale, params, Projection(sketch_dim, seed) if sketch_dim else None)
     handles = [model.register_forward_pre_hook(recorder._before, with_kwargs=True), model.register_forward_hook(recorder._between)]
     try:
         yield recorder
@@ -147,7 +148,6 @@ class Recorder:
 
     def __init__(
         self,
-        model: nn.Module,
         groups: Callable[..., Any] | None,
         every: int,
         reduction: str,
@@ -161,7 +161,7 @@ class Recorder:
         self.skipped: list[tuple[int, str]] = []  # steps that could not be measured, and why
         self._sketches: list[GradientSketch] = []
         self._diagnoses: dict[int, TrainingDiagnosis] = {}
-        self._model, self._groups, self._every = model, groups, every
+        self._groups, self._every = groups, every
         self._reduction, self._loss_scale, self._params, self._projection = reduction, loss_scale, params, projection
         self._given: Any = None
         self._watch: Watch | None = None
@@ -237,7 +237,7 @@ class Recorder:
             space,
             sorted_ids,
             rows,
-            sums=torch.zeros(rows, space.total, dtype=space.dtype, device=space.device),
+            sums=space.zeros(rows),
             projection=self._projection,
         )
         watch = Watch(model, space, self._layouts if n > 1 else None, copy=self._copy, passive=True)
@@ -393,12 +393,8 @@ def _sketch(
     norms = collector.norms_sq[:, kept].sum(dim=1)
     for place in broken:
         sums[:, space.slices[place]] = 0
-    S = collector.S
-    if S is not None and broken:
-        S = None  # which mixes all parameters; the next measured step leaves these out
-    if S is not None:
-        length = torch.linalg.vector_norm(S.double(), dim=1)
-        S = S * torch.where(length > 0, norms.sqrt() / length.clamp(min=1e-300), 0.0)[:, None].to(S.dtype)
+    # The projection mixes all parameters; the next measured step leaves the broken ones out.
+    S = None if collector.S is None or broken else with_lengths(collector.S, norms)
     measured = sum(space.slices[place].stop - space.slices[place].start for place in kept)
     return GradientSketch(
         losses=torch.full_like(norms, float("nan")),

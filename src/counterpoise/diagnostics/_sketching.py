@@ -27,6 +27,7 @@ from counterpoise._pergrad import (
     select,
     take,
     untouched,
+    with_lengths,
 )
 
 from ._probe import Probe, draw, per_example_loss
@@ -198,9 +199,7 @@ def measure(
     norms = None if found.norms_sq is None else found.norms_sq.sum(dim=1)
     S = found.S
     if S is not None and norms is not None:
-        length = torch.linalg.vector_norm(S.double(), dim=1)
-        factor = torch.where(length > 0, norms.sqrt() / length.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-        S = S * factor[:, None].to(S.dtype)
+        S = with_lengths(S, norms)
     elif S is not None and norms is None:
         norms = S.double().square().sum(dim=1)
     notes = (*probe.notes, *found.notes)
