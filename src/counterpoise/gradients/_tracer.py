@@ -1,0 +1,79 @@
+r"""What is kept of gradients that are too long to be kept: sums of their entries with random signs.
+
+Entry j of a row is multiplied by a sign :math:`\sigma_j = \pm 1` and added to column :math:`j \bmod s`, so that
+:math:`E \langle S_i, S_k \rangle = \langle g_i, g_k \rangle`, with an error of about :math:`|g_i| |g_k| \sqrt{2 / s}`. It is linear: sketches
+of micro-batches and of processes add up to the sketch of the sum. Rows of no more than s entries are kept as they are, and exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from counterpoise._pergrad import with_lengths
+
+__all__ = ["SKETCH_DIM", "Tracer"]
+
+SKETCH_DIM = 4096
+EXACT = 2**16  # entries up to which rows are kept whole between steps
+
+
+class Tracer:
+    """Sketches of width ``dim`` of rows that come one after the other, in the pieces that belong to the parameters.
+
+    Signs are drawn once from (seed, number of the parameter) and kept as bytes, a quarter of the memory of a gradient in single precision.
+    """
+
+    def __init__(self, dim: int = SKETCH_DIM, seed: int = 0) -> None:
+        self.dim = dim
+        self.seed = seed
+        self._signs: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    def of_row(self, parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.device) -> Tensor:
+        """The sketch (dim,) of one row given as its parts, in single precision at least; None is a part of zeros.
+
+        A row of at most ``dim`` entries is returned whole, padded with zeros.
+        """
+        given = [part for part in parts if part is not None]
+        dtype = torch.float64 if any(part.dtype == torch.float64 for part in given) else torch.float32
+        sketch = torch.zeros(self.dim, dtype=dtype, device=device)
+        start, whole = 0, sum(sizes) <= self.dim
+        for slot, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+            if part is not None and whole:
+                sketch[start : start + size] = part.reshape(-1).to(dtype)
+            elif part is not None and size:
+                self._add(sketch, part.reshape(-1), slot, start)
+            start += size
+        return sketch
+
+    def of_rows(self, rows: Sequence[Tensor], norms_sq: Tensor | None = None) -> Tensor:
+        """Rows (m, n_p) of all parameters: whole up to 2**16 entries, else sketches (m, dim), brought to the squared lengths ``norms_sq``."""
+        sizes = [part.shape[1] for part in rows]
+        if sum(sizes) <= max(EXACT, self.dim):
+            return torch.cat([part.detach() for part in rows], dim=1)
+        sketches = torch.stack([self.of_row([part[i].detach() for part in rows], sizes, rows[0].device) for i in range(len(rows[0]))])
+        return sketches if norms_sq is None else with_lengths(sketches, norms_sq)
+
+    def _add(self, sketch: Tensor, part: Tensor, slot: int, start: int) -> None:
+        """Add the entries of ``part`` with their signs, the first of them to column ``start`` mod dim."""
+        signed = part.to(sketch.dtype) * self._signs_of(slot, part.numel(), part.device)
+        at = start % self.dim
+        head = min(self.dim - at, len(signed)) if at else 0
+        if head:
+            sketch[at : at + head] += signed[:head]
+        body = (len(signed) - head) // self.dim * self.dim
+        if body:
+            sketch += signed[head : head + body].view(-1, self.dim).sum(dim=0)
+        tail = len(signed) - head - body
+        if tail:
+            sketch[:tail] += signed[head + body :]
+
+    def _signs_of(self, slot: int, size: int, device: torch.device) -> Tensor:
+        key = (slot, size, device)
+        if key not in self._signs:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + slot)
+            self._signs[key] = (torch.randint(2, (size,), generator=generator, dtype=torch.int8) * 2 - 1).to(device)
+        return self._signs[key]
+
