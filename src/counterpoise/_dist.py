@@ -1,14 +1,17 @@
-"""Sums over processes, with gradients, and rows of all processes; nothing where there is only one process."""
+"""Sums over processes, with gradients, and rows and objects of all processes; nothing where there is only one process."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["all_gather_rows", "all_reduce_sum", "world_size"]
+__all__ = ["all_gather_objects", "all_gather_rows", "all_reduce_mean_", "all_reduce_sum", "world_size"]
+
+BUCKET_BYTES = 25 * 2**20  # sent at once, as DistributedDataParallel does
 
 
 def world_size(group: Any = None) -> int:
@@ -41,6 +44,33 @@ def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
     return total
 
 
+def all_reduce_mean_(tensors: Sequence[Tensor], group: Any = None) -> None:
+    """Replace every tensor by its mean over the processes of ``group``, a few megabytes at a time; nothing where there is one process."""
+    ranks = world_size(group)
+    if ranks == 1:
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat, group=group)
+        flat /= ranks
+        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one type and device that follow each other, up to a size."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (size + tensor.nbytes > BUCKET_BYTES or (tensor.dtype, tensor.device) != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
 def all_gather_rows(x: Tensor, group: Any = None) -> Tensor:
     """The rows of ``x`` of every process of ``group``, one after the other, on each of them, without gradients.
 
@@ -58,3 +88,12 @@ def all_gather_rows(x: Tensor, group: Any = None) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(size)]
     dist.all_gather(parts, padded, group=group)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def all_gather_objects(x: Any, group: Any = None) -> list[Any]:
+    """``x`` of every process of ``group``: something small that pickles; ``[x]`` where there is one process."""
+    if world_size(group) == 1:
+        return [x]
+    gathered: list[Any] = [None] * world_size(group)
+    dist.all_gather_object(gathered, x, group=group)
+    return gathered

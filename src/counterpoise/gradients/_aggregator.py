@@ -8,7 +8,7 @@ Nearly every method of the field is of one of two forms: *weights* of the rows, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, overload
 
@@ -96,6 +96,11 @@ class Aggregator(nn.Module):
             self.remember(traces)
         return joined(jacobian, combined, shapes)
 
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
+
     # ---- what a method overrides --------------------------------------------------------------------------------------------------------
 
     def weights(self, s: GradientStatistics) -> Tensor | None:
@@ -116,7 +121,7 @@ class Aggregator(nn.Module):
             delattr(self, name)
         self._lazy.clear()
 
-    # ---- what is kept between steps -----------------------------------------------------------------------------------------------------
+    # ---- what is kept between steps -------------------------------------------------------------------------------------------------
 
     def keep(self, name: str, value: Tensor) -> Tensor:
         """Keep ``value`` between steps as a buffer: part of ``state_dict()``, and forgotten by :meth:`reset`."""
@@ -137,7 +142,7 @@ class Aggregator(nn.Module):
         if value is not None and like is not None and tuple(value.shape) != tuple(like):
             bad_input(
                 "jacobian", f"a shape that needs {name} of {tuple(like)}", f"the {tuple(value.shape)} of the steps before",
-                f"{type(self).__name__} remembers groups and parameters; after changing them, call reset().",
+                f"{self.label} remembers groups and parameters; after changing them, call reset().",
             )  # fmt: skip
         return value
 
@@ -178,19 +183,19 @@ class Aggregator(nn.Module):
         positive: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
         return positive
 
-    # ---- one step, for `forward` and for `backward` ---------------------------------------------------------------------------------------
+    # ---- one step, for `forward` and for `backward` ---------------------------------------------------------------------------------
 
     def found_weights(self, s: GradientStatistics) -> Tensor | None:
         """:meth:`weights`, checked."""
         weights = self.weights(s)
         if weights is not None and (weights.shape != (len(s),) or not bool(torch.isfinite(weights).all())):
             bad_input(
-                f"{type(self).__name__}.weights", f"shape {tuple(weights.shape)}, {weights.tolist()}", f"{len(s)} finite weights",
+                f"{self.label}.weights", f"shape {tuple(weights.shape)}, {weights.tolist()}", f"{len(s)} finite weights",
                 "Statistics that `needs` does not name are nan.",
             )  # fmt: skip
         return weights
 
-    def combine_all(self, rows: Sequence[Tensor], weights: Tensor | None, s: GradientStatistics) -> Iterator[Tensor]:
+    def combine_all(self, rows: Iterable[Tensor], weights: Tensor | None, s: GradientStatistics) -> Iterator[Tensor]:
         """The results for all parameters, one after the other, in single precision at least."""
         for slot, part in enumerate(rows):
             exact = single(part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -101,10 +102,7 @@ class GradientStatistics:
         gramian = nan.expand(m, m)
         sizes = [nan.expand(m, len(rows))] * 3
         if "gramian" in needs:
-            gramian = torch.zeros(m, m, dtype=torch.float64, device=device)
-            for part in rows:
-                for columns in _double(part):
-                    gramian += columns @ columns.T
+            gramian = gramian_of(rows)
         if "rowstats" in needs:
             sizes = [torch.zeros(m, len(rows), dtype=torch.float64, device=device) for _ in range(3)]
             largest, mean, total = sizes
@@ -125,6 +123,54 @@ class GradientStatistics:
         )
 
 
+def gramian_of(rows: Sequence[Tensor]) -> Tensor:
+    """Inner products (m, m) of rows (m, n_p) of all parameters, in double precision, a few columns at a time."""
+    gramian = torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64, device=rows[0].device)
+    for part in rows:
+        for columns in _double(part):
+            gramian += columns @ columns.T
+    return gramian
+
+
+def nothing_known(losses: Tensor, shapes: Sequence[torch.Size], names: Sequence[str]) -> GradientStatistics:
+    """Losses alone; all that belongs to gradients is NaN."""
+    m, device = len(losses), losses.device
+    nan = torch.full((), torch.nan, dtype=torch.float64, device=device)
+    size = nan.expand(m, len(shapes))
+    return GradientStatistics(losses, nan.expand(m, m), size, size, size, shapes=tuple(shapes), names=tuple(names))
+
+
+def without_noise(gramian: Tensor, parts: Tensor, counts: Tensor | float, both: Tensor | float | None = None) -> Tensor | None:
+    r"""Unbiased for the Gramian of the *expected* gradients, where each gradient is the mean of independent parts.
+
+    :math:`\langle \bar g_i, \bar g_j \rangle` holds, besides products of different parts, those of a part with itself, which noise makes
+    too long. With :math:`K_i` parts of gradient i, of which :math:`K_{ij}` are parts (of the same data) of both i and j,
+
+    .. math:: U_{ij} = \frac{K_i K_j \langle \bar g_i, \bar g_j \rangle - \sum_k \langle g_i^k, g_j^k \rangle}{K_i K_j - K_{ij}} .
+
+    Parameters
+    ----------
+    gramian : Tensor, shape (m, m)
+        Of the means.
+    parts : Tensor, shape (m, m)
+        Gramians of the parts, summed; a part that belongs to one gradient alone adds to the diagonal.
+    counts : Tensor, shape (m,), or number
+        :math:`K_i`.
+    both : Tensor, shape (m, m), or number, optional
+        :math:`K_{ij}`. Default: K, all parts belong to all gradients.
+
+    Returns
+    -------
+    Tensor, shape (m, m), or None where a gradient has no more than one part. It may have negative eigenvalues.
+    """
+    counts = torch.as_tensor(counts, dtype=torch.float64, device=gramian.device).expand(len(gramian))
+    both = counts[:, None].expand_as(gramian) if both is None else torch.as_tensor(both, dtype=torch.float64, device=gramian.device)
+    pairs = counts[:, None] * counts
+    if bool((pairs - both <= 0).any()):
+        return None
+    return (pairs * gramian - parts) / (pairs - both)
+
+
 def check_finite(rows: Sequence[Tensor], names: Sequence[str]) -> None:
     """Raise if a value is not finite, and say in which row."""
     for part in rows:
@@ -134,13 +180,18 @@ def check_finite(rows: Sequence[Tensor], names: Sequence[str]) -> None:
         low, high = part.detach().aminmax(dim=1)
         wrong = ~(torch.isfinite(low) & torch.isfinite(high))
         if bool(wrong.any()):
-            i = int(wrong.nonzero()[0])
-            more = f" and {int(wrong.sum()) - 1} more" if int(wrong.sum()) > 1 else ""
-            named = "" if names[i] == str(i) else f" ({names[i]})"
-            bad_input(
-                "gradients", f"nan or inf in row {i}{named}{more}", "finite values",
-                "Leave the row out, or skip the step: optimizer.zero_grad(), and go on with the next batch.",
-            )  # fmt: skip
+            refuse_row(wrong, names)
+
+
+def refuse_row(wrong: Tensor, names: Sequence[str]) -> NoReturn:
+    """Raise for the rows that are marked in ``wrong`` (m,)."""
+    i = int(wrong.nonzero()[0])
+    more = f" and {int(wrong.sum()) - 1} more" if int(wrong.sum()) > 1 else ""
+    named = "" if names[i] == str(i) else f" ({names[i]})"
+    bad_input(
+        "gradients", f"nan or inf in row {i}{named}{more}", "finite values",
+        "Leave the row out, or skip the step: optimizer.zero_grad(), and go on with the next batch.",
+    )  # fmt: skip
 
 
 def _double(part: Tensor) -> Iterator[Tensor]:

@@ -1,8 +1,8 @@
 r"""What is kept of gradients that are too long to be kept: sums of their entries with random signs.
 
 Entry j of a row is multiplied by a sign :math:`\sigma_j = \pm 1` and added to column :math:`j \bmod s`, so that
-:math:`E \langle S_i, S_k \rangle = \langle g_i, g_k \rangle`, with an error of about :math:`|g_i| |g_k| \sqrt{2 / s}`. It is linear: sketches
-of micro-batches and of processes add up to the sketch of the sum. Rows of no more than s entries are kept as they are, and exact.
+:math:`E \langle S_i, S_k \rangle = \langle g_i, g_k \rangle`, with an error of about :math:`|g_i| |g_k| \sqrt{2 / s}`. It is linear:
+sketches of micro-batches and of processes add up to the sketch of the sum. Rows of no more than s entries are kept as they are, and exact.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tracer:
         return sketch
 
     def of_rows(self, rows: Sequence[Tensor], norms_sq: Tensor | None = None) -> Tensor:
-        """Rows (m, n_p) of all parameters: whole up to 2**16 entries, else sketches (m, dim), brought to the squared lengths ``norms_sq``."""
+        """Rows (m, n_p) of all parameters: whole up to 2**16 entries, else sketches (m, dim) with the squared lengths ``norms_sq``."""
         sizes = [part.shape[1] for part in rows]
         if sum(sizes) <= max(EXACT, self.dim):
             return torch.cat([part.detach() for part in rows], dim=1)
@@ -76,4 +76,3 @@ class Tracer:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + slot)
             self._signs[key] = (torch.randint(2, (size,), generator=generator, dtype=torch.int8) * 2 - 1).to(device)
         return self._signs[key]
-

@@ -1,0 +1,230 @@
+"""The losses of one step: their names, their gradients one at a time or weighted, and the leaves that each of them reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
+
+from counterpoise._errors import bad_input
+
+__all__ = ["Leaves", "Terms", "checked_params", "leaves_of", "reached_from"]
+
+LEAF = "torch::autograd::AccumulateGrad"
+REENTRANT = "CheckpointFunctionBackward"  # whose parameters autograd.grad does not see
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """m losses: either m scalars, or one vector (m,).
+
+    ``scale`` is the loss scale of mixed precision: gradients come out multiplied by it.
+    """
+
+    names: tuple[str, ...]
+    outputs: tuple[Tensor, ...]
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, losses: Any, scale: float = 1.0) -> Terms:
+        """From a vector (m,), a sequence of scalars or a dict of scalars; anything else is refused."""
+        if isinstance(losses, Tensor):
+            if losses.ndim == 0:
+                losses = losses[None]
+            if losses.ndim != 1 or not len(losses):
+                bad_input("losses", f"shape {tuple(losses.shape)}", "a vector (m,), a sequence of scalars, or a dict of name: scalar")
+            outputs: tuple[Tensor, ...] = (losses,)
+            names = tuple(str(i) for i in range(len(losses)))
+        elif isinstance(losses, Mapping):
+            names, outputs = tuple(str(name) for name in losses), tuple(losses.values())
+        elif isinstance(losses, Sequence) and not isinstance(losses, str):
+            names, outputs = tuple(str(i) for i in range(len(losses))), tuple(losses)
+        else:
+            bad_input("losses", type(losses).__name__, "a vector (m,), a sequence of scalars, or a dict of name: scalar")
+        if not outputs:
+            bad_input("losses", "none", "at least one loss")
+        for name, output in zip(names, outputs, strict=False):
+            argument = "losses" if isinstance(losses, Tensor) else f"losses[{name!r}]" if isinstance(losses, Mapping) else f"losses[{name}]"
+            if not isinstance(output, Tensor):
+                bad_input(argument, type(output).__name__, "a scalar tensor")
+            if not isinstance(losses, Tensor) and output.numel() != 1:
+                bad_input(
+                    argument, f"shape {tuple(output.shape)}", "a scalar", "Take its mean, or pass a vector (m,) as the only argument."
+                )
+            if not output.is_floating_point():
+                bad_input(argument, f"a tensor of {output.dtype}", "a floating-point loss")
+            if not output.requires_grad:
+                bad_input(
+                    argument, "a tensor without a graph", "a loss computed from parameters that require gradients",
+                    "Was it detached, or computed under torch.no_grad()?",
+                )  # fmt: skip
+        return cls(names, outputs, scale)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the losses are one tensor."""
+        return len(self.outputs) == 1 and self.outputs[0].ndim == 1
+
+    def values(self) -> Tensor:
+        """The losses (m,), float64, without a graph."""
+        return torch.cat([output.detach().double().reshape(-1) for output in self.outputs])
+
+    def gradient(self, i: int, inputs: Sequence[Tensor], *, retain: bool) -> list[Tensor | None]:
+        """Gradient of loss ``i``, times the scale; None for what it does not reach."""
+        if self.is_vector:
+            chosen = torch.zeros_like(self.outputs[0])
+            chosen[i] = self.scale
+            return gradients(self.outputs, inputs, [chosen], retain)
+        return gradients(self.outputs[i : i + 1], inputs, [torch.full_like(self.outputs[i], self.scale)], retain)
+
+    def weighted(self, weights: Tensor, inputs: Sequence[Tensor], *, retain: bool) -> list[Tensor | None]:
+        """Gradient of the weighted sum, times the scale, in one pass."""
+        weights = weights * self.scale
+        if self.is_vector:
+            return gradients(self.outputs, inputs, [weights.to(self.outputs[0])], retain)
+        factors = [weight.to(output).reshape(output.shape) for weight, output in zip(weights, self.outputs, strict=True)]
+        return gradients(self.outputs, inputs, factors, retain)
+
+    def roots(self) -> list[Node]:
+        """Where the graph of each loss begins; one node for all where they cannot be told apart."""
+        nodes = [get_gradient_edge(output).node for output in self.outputs]
+        if self.is_vector and nodes[0].name() == "StackBackward0":
+            nodes = [node for node, _ in nodes[0].next_functions if node is not None]
+        return nodes if len(nodes) == len(self) else nodes[:1] * len(self)
+
+
+def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], factors: Sequence[Tensor], retain: bool) -> list[Tensor | None]:
+    """``torch.autograd.grad``, with the errors people meet explained."""
+    if not inputs:
+        return []
+    try:
+        found = torch.autograd.grad(outputs, inputs, factors, retain_graph=retain, allow_unused=True)
+    except RuntimeError as error:
+        _explain(error)
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
+
+
+def _explain(error: RuntimeError) -> NoReturn:
+    text = str(error)
+    if "second time" in text:
+        bad_input("losses", "a graph that was already used", "losses of a fresh forward pass", "Or pass retain_graph=True the first time.")
+    if "donated buffer" in text:
+        bad_input(
+            "losses", "losses of a compiled model, whose graph can be used once", "losses whose graph allows several passes",
+            "Pass a function that computes the losses and strategy='recompute', or set torch._functorch.config.donated_buffer = False.",
+        )  # fmt: skip
+    raise error
+
+
+@dataclass(frozen=True, eq=False)
+class Leaves:
+    """Which parameters get what.
+
+    ``shared`` get the combined gradient; ``heads[i]`` are reached by loss i alone; ``others`` are reached by several losses but were left
+    out of ``params``.
+    """
+
+    shared: tuple[Tensor, ...]
+    heads: tuple[tuple[Tensor, ...], ...]
+    others: tuple[Tensor, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each shared parameter."""
+        return [p.numel() for p in self.shared]
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return tuple(p.shape for p in self.shared)
+
+    @property
+    def device(self) -> torch.device:
+        return self.shared[0].device
+
+    def of_all_heads(self) -> list[Tensor]:
+        return [p for own in self.heads for p in own]
+
+
+def leaves_of(terms: Terms, params: Iterable[Tensor] | None) -> Leaves:
+    """The leaves of the graph, sorted by how many losses reach them."""
+    reached = reached_from(terms.roots())
+    m = len(terms)
+    if params is None:
+        chosen = [p for p, mask in reached.items() if m == 1 or mask & (mask - 1)]
+        if not chosen:
+            bad_input(
+                "losses", f"{m} losses that share no parameter", "losses that depend on parameters in common",
+                "Without one, plain sum(losses).backward() is the same.",
+            )  # fmt: skip
+    else:
+        chosen = checked_params(params)
+        if not any(p in reached for p in chosen):
+            bad_input("params", f"{len(chosen)} parameters", "at least one that a loss depends on", "Are they those of the model that ran?")
+    known = set(chosen)
+    rest = {p: mask for p, mask in reached.items() if p not in known}
+    heads = tuple(tuple(p for p, mask in rest.items() if mask == 1 << i) for i in range(m))
+    others = tuple(p for p, mask in rest.items() if mask & (mask - 1))
+    return Leaves(tuple(chosen), heads, others)
+
+
+def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(params, Tensor):
+        params = [params]
+    given = list(params)
+    if not given:
+        bad_input("params", "none", "parameters, such as model.trunk.parameters()", "A generator is empty after its first use.")
+    for p in given:
+        if not isinstance(p, Tensor):
+            bad_input("params", f"a {type(p).__name__}", "tensors, such as model.trunk.parameters()")
+        if p.requires_grad and not p.is_leaf:
+            bad_input("params", f"a result of shape {tuple(p.shape)}", "leaves of the graph", "Shared features go into features=.")
+        if hasattr(p, "full_tensor"):
+            bad_input("params", "sharded parameters (DTensor)", "whole parameters on every process, as with DistributedDataParallel")
+    trained = list(dict.fromkeys(p for p in given if p.requires_grad))
+    if not trained:
+        bad_input("params", f"{len(given)} frozen parameters", "at least one with requires_grad=True")
+    return trained
+
+
+def reached_from(roots: Sequence[Node]) -> dict[Tensor, int]:
+    """Every leaf with the losses that reach it, as the bits of a number; in the order of a walk from the first loss.
+
+    Every node is seen once: the bits are passed on in topological order.
+    """
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in seen)
+    masks: dict[Node, int] = dict.fromkeys(order, 0)
+    for i, root in enumerate(roots):
+        masks[root] |= 1 << i
+    leaves: dict[Tensor, int] = {}
+    for node in reversed(order):
+        name = node.name()
+        if name == REENTRANT:
+            bad_input(
+                "losses", "losses of a model with reentrant checkpointing", "checkpoint(..., use_reentrant=False)",
+                "Gradients of single losses do not reach the parameters of a reentrant checkpoint.",
+            )  # fmt: skip
+        if name == LEAF:
+            leaf = node.variable  # type: ignore[attr-defined]
+            leaves[leaf] = leaves.get(leaf, 0) | masks[node]
+        else:
+            for child, _ in node.next_functions:
+                if child is not None:
+                    masks[child] |= masks[node]
+    return leaves
