@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise._errors import bad_input, check_choice
+from counterpoise._errors import bad_input, check_choice, listing
 
 from ._backward import HEADS, Step, loss_scale
 from ._losses import Leaves, Terms, checked_params, leaves_of
@@ -134,7 +134,7 @@ class Accumulator:
             )
         terms = Terms.of({task: losses} if task is not None else losses, scale)
         if self.mode == "sequential" and self._names and terms.names != self._names:
-            bad_input("losses", f"{list(terms.names)}", f"the losses of before, {list(self._names)}", "Make a new Accumulator for others.")
+            bad_input("losses", ", ".join(terms.names), f"those of before, {listing(self._names)}", "Make a new Accumulator for others.")
         leaves = leaves_of(terms, self.params)
         traces = Traces(len(terms), leaves, self._tracer)
         for i, name in enumerate(terms.names):

@@ -46,7 +46,7 @@ class Terms:
         else:
             bad_input("losses", type(losses).__name__, "a vector (m,), a sequence of scalars, or a dict of name: scalar")
         if not outputs:
-            bad_input("losses", "none", "at least one loss")
+            bad_input("losses", "an empty collection", "at least one loss")
         for name, output in zip(names, outputs, strict=False):
             argument = "losses" if isinstance(losses, Tensor) else f"losses[{name!r}]" if isinstance(losses, Mapping) else f"losses[{name}]"
             if not isinstance(output, Tensor):
@@ -166,7 +166,7 @@ def leaves_of(terms: Terms, params: Iterable[Tensor] | None) -> Leaves:
     else:
         chosen = checked_params(params)
         if not any(p in reached for p in chosen):
-            bad_input("params", f"{len(chosen)} parameters", "at least one that a loss depends on", "Are they those of the model that ran?")
+            bad_input("params", f"{len(chosen)} parameters", "at least one that a loss depends on", "Are they of the model that ran?")
     known = set(chosen)
     rest = {p: mask for p, mask in reached.items() if p not in known}
     heads = tuple(tuple(p for p, mask in rest.items() if mask == 1 << i) for i in range(m))
@@ -179,7 +179,7 @@ def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
         params = [params]
     given = list(params)
     if not given:
-        bad_input("params", "none", "parameters, such as model.trunk.parameters()", "A generator is empty after its first use.")
+        bad_input("params", "an empty collection", "parameters, such as model.trunk.parameters()", "A generator is empty after its first use.")
     for p in given:
         if not isinstance(p, Tensor):
             bad_input("params", f"a {type(p).__name__}", "tensors, such as model.trunk.parameters()")

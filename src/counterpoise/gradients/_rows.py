@@ -12,6 +12,7 @@ from torch import Tensor
 
 from counterpoise._dist import all_reduce_mean_, world_size
 from counterpoise._errors import bad_input
+from counterpoise._order_statistics import single
 from counterpoise._pergrad import with_lengths
 
 from ._losses import Leaves
@@ -20,6 +21,7 @@ from ._tracer import Tracer
 
 __all__ = ["REDUCE", "Parts", "Traces", "chosen_reduce", "empty_rows", "released", "statistics_of_rows", "statistics_of_traces"]
 
+AT_ONCE = 1024
 REDUCE = ("auto", "sketch", "rows", "gramian")
 
 
@@ -56,7 +58,7 @@ class Traces:
         norm = torch.zeros((), dtype=torch.float64, device=device)
         for part in parts:
             if part is not None and part.numel():
-                norm += torch.linalg.vector_norm(part, dtype=_accurate(part)).double() ** 2
+                norm += _length_squared(single(part).reshape(-1))
         self.norms_sq.append(norm * factor**2)
         if self.rowstats:
             zero = torch.zeros(3, dtype=torch.float64, device=device)
@@ -79,8 +81,11 @@ class Traces:
         return gramian
 
 
-def _accurate(part: Tensor) -> torch.dtype:
-    return torch.float64 if part.dtype == torch.float64 else torch.float32
+def _length_squared(part: Tensor) -> Tensor:
+    """In double precision; entries are summed in their own by a thousand at a time, which is as exact and several times faster."""
+    whole = len(part) // AT_ONCE * AT_ONCE
+    lengths = [torch.linalg.vector_norm(part[:whole].view(-1, AT_ONCE), dim=1), torch.linalg.vector_norm(part[whole:])[None]]
+    return torch.cat(lengths).double().square().sum()
 
 
 def _sizes(part: Tensor) -> Tensor:

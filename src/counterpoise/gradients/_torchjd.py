@@ -104,8 +104,9 @@ def _bases(x: object) -> set[str]:
 
 def _takes_a_matrix(weighting: Any) -> bool:
     """Whether a weighting of TorchJD is called on the Jacobian; one that wraps another takes what that one takes."""
-    if _bases(weighting) & {"_MatrixWeighting", "_Composition"}:
-        return True
+    bases = _bases(weighting)
+    if bases & {"_MatrixWeighting", "_Composition", "_GramianWeighting"}:
+        return "_GramianWeighting" not in bases
     inner = getattr(weighting, "weighting", None)
     return inner is not None and _takes_a_matrix(inner)
 
