@@ -23,12 +23,8 @@ from counterpoise._errors import InputError, bad_input, check_choice, check_rang
 from counterpoise._order_statistics import single
 
 from ._aggregator import Aggregator
-
-try:
-    from ._ghost import ghost_gramian
-    from ._group_loss import members_of
-except ImportError:
-    ghost_gramian, members_of = None, lambda x: None
+from ._ghost import ghost_gramian
+from ._group_loss import members_of
 from ._losses import Leaves, Terms, leaves_of, reached_from
 from ._report import GradientReport
 from ._rows import Parts, Traces, chosen_reduce, empty_rows, released, statistics_of_rows, statistics_of_traces
@@ -344,7 +340,7 @@ class Step:
             )  # fmt: skip
         chosen_reduce(self.reduce, self.method.needs, self.group)
         ghost = ghost_gramian(self.members_losses, self.leaves.shared, scale=self.terms.scale)
-        gramian, passes = ghost.gramian, 1
+        gramian, passes = ghost.gramian, ghost.passes
         if ghost.left:
             left = Leaves(tuple(self.leaves.shared[slot] for slot in ghost.left), self.leaves.heads, ())
             rows = empty_rows(left, len(self.terms), torch.float32)

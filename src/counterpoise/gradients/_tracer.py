@@ -17,6 +17,7 @@ from counterpoise._pergrad import with_lengths
 __all__ = ["SKETCH_DIM", "Tracer"]
 
 SKETCH_DIM = 4096
+AT_ONCE = 2**17  # entries multiplied by their signs at once
 EXACT = 2**16  # entries up to which rows are kept whole between steps
 
 
@@ -58,17 +59,18 @@ class Tracer:
 
     def _add(self, sketch: Tensor, part: Tensor, slot: int, start: int) -> None:
         """Add the entries of ``part`` with their signs, the first of them to column ``start`` mod dim."""
-        signed = part.to(sketch.dtype) * self._signs_of(slot, part.numel(), part.device)
+        signs = self._signs_of(slot, part.numel(), part.device)
         at = start % self.dim
-        head = min(self.dim - at, len(signed)) if at else 0
+        head = min(self.dim - at, len(part)) if at else 0
         if head:
-            sketch[at : at + head] += signed[:head]
-        body = (len(signed) - head) // self.dim * self.dim
-        if body:
-            sketch += signed[head : head + body].view(-1, self.dim).sum(dim=0)
-        tail = len(signed) - head - body
-        if tail:
-            sketch[:tail] += signed[head + body :]
+            sketch[at : at + head] += part[:head] * signs[:head]
+        whole = head + (len(part) - head) // self.dim * self.dim
+        step = max(AT_ONCE // self.dim, 1) * self.dim
+        for first in range(head, whole, step):
+            block = slice(first, min(first + step, whole))
+            sketch += (part[block].to(sketch.dtype) * signs[block]).view(-1, self.dim).sum(dim=0)
+        if whole < len(part):
+            sketch[: len(part) - whole] += part[whole:] * signs[whole:]
 
     def _signs_of(self, slot: int, size: int, device: torch.device) -> Tensor:
         key = (slot, size, device)
