@@ -236,6 +236,21 @@ def it_is_part_of_a_cuda_graph(case: OptimizerCase) -> None:
     assert not torch.equal(p, before)
 
 
+def a_compiled_step_makes_the_same_numbers(case: OptimizerCase) -> None:
+    problem = Problem()
+    expected = problem.run(case.make(problem.parameters, weight_decay=0.01))
+    problem = Problem()
+    optimizer = case.make(problem.parameters, weight_decay=0.01)
+    torch.compiler.reset()
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for call in range(CALLS):
+        optimizer.zero_grad()
+        problem.loss(call).backward()
+        step()
+    # torch's own optimizers count steps in single precision here.
+    torch.testing.assert_close(problem.values(), expected, rtol=1e-4, atol=1e-5)
+
+
 OPTIMIZER_CHECKS: list[Callable[[OptimizerCase], None]] = [
     foreach_is_the_loop,
     single_precision_is_double_rounded,
@@ -251,4 +266,5 @@ OPTIMIZER_CHECKS: list[Callable[[OptimizerCase], None]] = [
     a_cycle_of_rate_and_momentum_runs,
     hooks_see_every_call,
     it_is_part_of_a_cuda_graph,
+    a_compiled_step_makes_the_same_numbers,
 ]

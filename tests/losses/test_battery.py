@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from counterpoise.losses import AnyLoss, FocalLoss, WeightedLoss
-from tests.batteries.losses import BATCH_LOSS_CHECKS, LOSS_CHECKS, Batch, LossCase
+from counterpoise.losses import AnyLoss, FocalLoss, HessianAlignmentLoss, WeightedLoss
+from tests.batteries.losses import BATCH_LOSS_CHECKS, LOSS_CHECKS, Batch, LossCase, compiles_to_the_same_numbers
 
 LABELS = CLASSES = 4
 HUGE = torch.tensor([-1e30, -1e4, -90.0, 0.0, 90.0, 1e4, 1e30])
@@ -132,6 +132,57 @@ def extreme_mixed_classes() -> Batch:
     return inputs, torch.arange(len(targets)) % 3
 
 
+class ByDomain(torch.nn.Module):
+    """Hessian alignment of a fixed head, with targets (B, 2): class and domain; the same probes in every call. The scale makes features
+    that have a gradient, as those of a network."""
+
+    def __init__(self, classes: int, head: torch.nn.Module | None = None, **options: object) -> None:
+        super().__init__()
+        source = torch.Generator().manual_seed(0)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        head = torch.nn.Linear(LABELS, classes) if head is None else head
+        for parameter in head.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=source)
+        self.loss = HessianAlignmentLoss(head, **{"alpha": 0.3, "beta": 0.7, "detach_mean": False} | options)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.loss.generator.manual_seed(0)
+        return self.loss(inputs * self.scale, *targets.unbind(dim=1))
+
+
+def by_domain(rows: int, generator: torch.Generator, n_classes: int = CLASSES) -> Batch:
+    features = torch.randn(rows, LABELS, generator=generator, dtype=torch.float64)
+    return features, torch.stack([torch.randint(n_classes, (rows,), generator=generator), torch.arange(rows) % 3], dim=1)
+
+
+def extreme_domains() -> Batch:
+    levels = torch.tensor([-1e4, -90.0, 0.0, 90.0, 1e4])
+    features = torch.cartesian_prod(levels, levels).repeat(1, LABELS // 2)
+    return features, torch.stack([torch.arange(25) % 2, torch.arange(25) % 3], dim=1)
+
+
+def small_network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(LABELS, 3), torch.nn.Tanh(), torch.nn.Linear(3, CLASSES))
+
+
+def domain_case(name: str, n_classes: int = CLASSES, head: Callable[[], torch.nn.Module] | None = None, **options: object) -> LossCase:
+    def make(_: str) -> ByDomain:
+        return ByDomain(n_classes, None if head is None else head(), **options)
+
+    return LossCase(name, make, partial(by_domain, n_classes=max(2, n_classes)), extreme_domains, reductions=("batch",))
+
+
+DOMAIN_CASES = [
+    domain_case("hessian-hgp"),
+    domain_case("hessian-hgp-binary", 1, reduction="sum"),
+    domain_case("hessian-diagonal-annealed", method="diagonal", detach_mean=True, anneal=(0, 1e3)),
+    domain_case("hessian-hutchinson", method="hutchinson", n_probes=4),
+    domain_case("hessian-hgp-network", head=small_network),
+]
+# How many domains there are depends on values, which breaks a graph: compiled in test_hessian_alignment.
+DOMAIN_CHECKS = [check for check in BATCH_LOSS_CHECKS if check is not compiles_to_the_same_numbers]
+
+
 BATCH_CASES = [
     batch_case("any-f1", binary, extreme_binary, amplification="auto"),
     batch_case("any-mcc-labels-bce", labels, partial(extreme_labels, HUGE), metric="mcc", multiclass=None, mix_bce=0.3),
@@ -157,4 +208,11 @@ def test_battery(case: LossCase, check: Callable[[LossCase], None]) -> None:
 @pytest.mark.parametrize("check", BATCH_LOSS_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", BATCH_CASES, ids=lambda case: case.name)
 def test_battery_of_losses_of_a_batch(case: LossCase, check: Callable[[LossCase], None]) -> None:
+    check(case)
+
+
+@pytest.mark.filterwarnings("ignore:The batch has one domain")  # that of one row has
+@pytest.mark.parametrize("check", DOMAIN_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", DOMAIN_CASES, ids=lambda case: case.name)
+def test_battery_of_losses_of_domains(case: LossCase, check: Callable[[LossCase], None]) -> None:
     check(case)

@@ -14,6 +14,7 @@ from ._projection import Projection
 __all__ = ["Collector", "ParameterSpace"]
 
 SMALL = 1024  # entries of a parameter up to which one product for all groups costs less than a sum for each
+WAITING = 2**18  # numbers of small gradients that are put off
 
 
 class ParameterSpace:
@@ -84,21 +85,39 @@ class Collector:
             self._segments = [(k, start, end) for k, (start, end) in enumerate(pairwise([0, *ends])) if end > start]
         else:
             self._members = torch.split(torch.argsort(self.ids, stable=True), counts.tolist())
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._numbers = 0  # that wait
         self._parts: dict[int, list[tuple[int, Tensor]]] = {}
 
     def dense(self, place: int, g: Tensor, rows: slice) -> None:
         """Gradients ``g`` (c, N) of the examples ``rows`` themselves."""
         self.seen.add(place)
+        if g.shape[1] > SMALL or len(g) < self.n:
+            self._add(place, g, rows)
+            return
+        # Small ones are put off and added in a row: between the passes of two layers nothing of this would be in the cache.
+        self._waiting.append((place, g))
+        self._numbers += g.numel()
+        if self._numbers > WAITING:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for place, g in self._waiting:
+            self._add(place, g, slice(0, self.n))
+        self._waiting.clear()
+        self._numbers = 0
+
+    def _add(self, place: int, g: Tensor, rows: slice) -> None:
         columns = self.space.slices[place]
         self.norms_sq[rows, place] = torch.linalg.vector_norm(g, dim=1).double().square()
         if self.sums is not None and self._segments is None:
             self.sums[:, columns].index_add_(0, self.ids[rows], g.to(self.sums.dtype))
         elif self.sums is not None and g.shape[1] <= SMALL:
             member = self._member(g.dtype)[:, rows]
-            self.sums[:, columns] += (member @ g).to(self.sums.dtype)
+            self.sums[:, columns].add_(member @ g)
         elif self.sums is not None:
             for k, part in self._within(rows):
-                self.sums[k, columns] += g[part].sum(dim=0)
+                self.sums[k, columns].add_(g[part].sum(dim=0))
         if self.S is not None and self.projection is not None:
             self.S[rows] += self.projection.dense(self.space.names[place], g, self._matrix_rows(place, g.shape[1]))
         if self.along is not None and self.direction is not None:
@@ -159,7 +178,8 @@ class Collector:
                 yield k, slice(max(start - rows.start, 0), end - rows.start)
 
     def finish(self) -> None:
-        """Inner products between the examples of what came in parts."""
+        """What was put off, and the inner products between the examples of what came in parts."""
+        self._catch_up()
         if self.gramian is not None:
             for parts in self._parts.values():
                 g = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])

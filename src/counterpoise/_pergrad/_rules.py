@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._uses import ConvolutionUse, GivenUse, LookupUse, OuterUse, Use, patches_of
+from ._uses import ConvolutionUse, GivenUse, LookupUse, OuterUse, Use
 
 __all__ = ["Layout", "examples_first", "rule_of", "wide"]
 
@@ -64,10 +64,9 @@ def transposed_linear(layer: Any, places: Mapping[str, int], x: Tensor, layout: 
 def convolution(layer: Any, places: Mapping[str, int], x: Tensor, layout: Layout, n: int) -> Callable[[Tensor, Layout], Use] | None:
     if layout != 0 or (isinstance(layer.padding, str) and layer.padding not in ("same", "valid")):
         return None
-    patches, kernel = patches_of(layer)
 
     def use(b: Tensor, out: Layout) -> Use:
-        return ConvolutionUse(places.get("weight"), places.get("bias"), wide(x), wide(b), int(layer.groups), patches, kernel)
+        return ConvolutionUse(layer, places.get("weight"), places.get("bias"), wide(x), wide(b))
 
     return use
 

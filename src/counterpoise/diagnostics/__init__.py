@@ -30,12 +30,20 @@ if TYPE_CHECKING:
     from ._from_sketch import conflict as conflict
     from ._from_sketch import group_shares as group_shares
     from ._from_sketch import interaction as interaction
+    from ._gradient_imbalance import GradientImbalance as GradientImbalance
+    from ._gradient_imbalance import gradient_imbalance as gradient_imbalance
     from ._head import LinearHeadReport as LinearHeadReport
     from ._head import examine_linear as examine_linear
     from ._head import head_shares as head_shares
+    from ._head_alignment import HeadAlignment as HeadAlignment
+    from ._head_alignment import head_alignment as head_alignment
     from ._hint import StageHint as StageHint
     from ._imbalance import ImbalanceReport as ImbalanceReport
     from ._imbalance import class_imbalance as class_imbalance
+    from ._invariance import InvarianceReport as InvarianceReport
+    from ._invariance import scale_invariance as scale_invariance
+    from ._magnitude import MagnitudeSimilarity as MagnitudeSimilarity
+    from ._magnitude import magnitude_similarity as magnitude_similarity
     from ._mistakes import MetricAdvice as MetricAdvice
     from ._mistakes import MistakeLeverage as MistakeLeverage
     from ._mistakes import metric_advice as metric_advice
@@ -70,11 +78,15 @@ __getattr__, __dir__, __all__ = attach(
         "CollapsePrediction": "_collapse",
         "CurveFit": "_curve",
         "CurveReport": "_curve",
+        "GradientImbalance": "_gradient_imbalance",
         "GradientSketch": "_sketching",
         "GroupShares": "_shares",
+        "HeadAlignment": "_head_alignment",
         "ImbalanceReport": "_imbalance",
+        "InvarianceReport": "_invariance",
         "LinearHeadReport": "_head",
         "LossTrajectory": "_trajectory",
+        "MagnitudeSimilarity": "_magnitude",
         "MetricAdvice": "_mistakes",
         "MistakeLeverage": "_mistakes",
         "NeuralCollapseReport": "_collapse_metrics",
@@ -89,9 +101,13 @@ __getattr__, __dir__, __all__ = attach(
         "collapse_threshold": "_collapse",
         "diagnose": "_table",
         "examine_linear": "_head",
+        "head_alignment": "_head_alignment",
+        "gradient_imbalance": "_gradient_imbalance",
         "head_shares": "_head",
+        "magnitude_similarity": "_magnitude",
         "metric_advice": "_mistakes",
         "mistake_leverage": "_mistakes",
+        "scale_invariance": "_invariance",
         "sharpness": "_sharpness",
         "sketch_gradients": "_sketching",
         "neural_collapse_lengths": "_collapse",

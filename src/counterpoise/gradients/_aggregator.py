@@ -73,6 +73,7 @@ class Aggregator(nn.Module):
         super().__init__()
         self.last: dict[str, Any] = {}
         self._lazy: set[str] = set()
+        self._tracer = Tracer()  # its random signs, once drawn
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -88,7 +89,7 @@ class Aggregator(nn.Module):
         rows, shapes = rows_of(jacobian)
         s = GradientStatistics.from_rows(rows, needs=self.needs, shapes=shapes)
         if "previous" in self.needs:
-            traces = Tracer().of_rows(rows, s.gramian.diagonal())
+            traces = self._tracer.of_rows(rows, s.gramian.diagonal())
             s = replace(s, cross=self.cross(traces))
         weights = self.found_weights(s)
         combined = [one.to(part.dtype) for one, part in zip(self.combine_all(rows, weights, s), rows, strict=True)]
@@ -159,7 +160,7 @@ class Aggregator(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # What is kept comes into being with the first step, so that a new object has none of it.
-        given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix) and "." not in key[len(prefix) :]}
+        given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix) and "." not in key[len(prefix) :]} - {"_extra_state"}
         for name in sorted(self._lazy - given):
             delattr(self, name)
             self._lazy.discard(name)

@@ -16,7 +16,7 @@ from counterpoise._order_statistics import single
 from counterpoise._pergrad import with_lengths
 
 from ._losses import Leaves
-from ._statistics import GradientStatistics, gramian_of, nothing_known, without_noise
+from ._statistics import GradientStatistics, gramian_of, nothing_known, unbiased_gramian
 from ._tracer import Tracer
 
 __all__ = ["REDUCE", "Parts", "Traces", "chosen_reduce", "empty_rows", "released", "statistics_of_rows", "statistics_of_traces"]
@@ -97,7 +97,7 @@ def _sizes(part: Tensor) -> Tensor:
 
 @dataclass
 class Parts:
-    """Independent parts that gradients are means over: micro-batches, processes. See :func:`without_noise`."""
+    """Independent parts that gradients are means over: micro-batches, processes. See :func:`unbiased_gramian`."""
 
     gramians: Tensor  # (m, m), of the parts, summed
     counts: Tensor  # (m,)
@@ -116,7 +116,7 @@ class Parts:
             sums = [part.clone() for part in sums]
             all_reduce_mean_(sums, group)
             sums = [part * ranks for part in sums]
-        return without_noise(gramian, *sums)
+        return unbiased_gramian(gramian, *sums)
 
 
 def statistics_of_traces(

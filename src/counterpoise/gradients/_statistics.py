@@ -14,7 +14,7 @@ from counterpoise._errors import bad_input
 __all__ = ["NEEDS", "GradientStatistics"]
 
 NEEDS = frozenset({"losses", "gramian", "rowstats", "rows", "previous"})
-AT_ONCE = 2**20  # entries turned to double precision at once
+AT_ONCE = 2**17  # entries turned to double precision at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +97,14 @@ class GradientStatistics:
         """
         m, device = len(rows[0]), rows[0].device
         known = tuple(names) if names is not None else tuple(str(i) for i in range(m))
-        check_finite(rows, known)
         nan = torch.full((), torch.nan, dtype=torch.float64, device=device)
         gramian = nan.expand(m, m)
         sizes = [nan.expand(m, len(rows))] * 3
         if "gramian" in needs:
             gramian = gramian_of(rows)
+        # A row of finite values has a finite square: only where that is not so, a second look at the rows is needed.
+        if "gramian" not in needs or not bool(torch.isfinite(gramian.diagonal()).all()):
+            check_finite(rows, known)
         if "rowstats" in needs:
             sizes = [torch.zeros(m, len(rows), dtype=torch.float64, device=device) for _ in range(3)]
             largest, mean, total = sizes
@@ -140,7 +142,7 @@ def nothing_known(losses: Tensor, shapes: Sequence[torch.Size], names: Sequence[
     return GradientStatistics(losses, nan.expand(m, m), size, size, size, shapes=tuple(shapes), names=tuple(names))
 
 
-def without_noise(gramian: Tensor, parts: Tensor, counts: Tensor | float, both: Tensor | float | None = None) -> Tensor | None:
+def unbiased_gramian(gramian: Tensor, parts: Tensor, counts: Tensor | float, both: Tensor | float | None = None) -> Tensor | None:
     r"""Unbiased for the Gramian of the *expected* gradients, where each gradient is the mean of independent parts.
 
     :math:`\langle \bar g_i, \bar g_j \rangle` holds, besides products of different parts, those of a part with itself, which noise makes
@@ -162,6 +164,13 @@ def without_noise(gramian: Tensor, parts: Tensor, counts: Tensor | float, both: 
     Returns
     -------
     Tensor, shape (m, m), or None where a gradient has no more than one part. It may have negative eigenvalues.
+
+    Examples
+    --------
+    >>> rows = torch.tensor([[[1.0, 0.0]], [[1.0, 2.0]]], dtype=torch.float64)  # K = 2 parts, m = 1
+    >>> mean = rows.mean(dim=0)
+    >>> unbiased_gramian(mean @ mean.T, (rows @ rows.mT).sum(dim=0), 2)
+    tensor([[1.]], dtype=torch.float64)
     """
     counts = torch.as_tensor(counts, dtype=torch.float64, device=gramian.device).expand(len(gramian))
     both = counts[:, None].expand_as(gramian) if both is None else torch.as_tensor(both, dtype=torch.float64, device=gramian.device)

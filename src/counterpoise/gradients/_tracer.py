@@ -37,40 +37,46 @@ class Tracer:
 
         A row of at most ``dim`` entries is returned whole, padded with zeros.
         """
-        given = [part for part in parts if part is not None]
-        dtype = torch.float64 if any(part.dtype == torch.float64 for part in given) else torch.float32
-        sketch = torch.zeros(self.dim, dtype=dtype, device=device)
-        start, whole = 0, sum(sizes) <= self.dim
-        for slot, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-            if part is not None and whole:
-                sketch[start : start + size] = part.reshape(-1).to(dtype)
-            elif part is not None and size:
-                self._add(sketch, part.reshape(-1), slot, start)
-            start += size
-        return sketch
+        return self._of(1, [None if part is None else part.reshape(1, -1) for part in parts], sizes, device)[0]
 
     def of_rows(self, rows: Sequence[Tensor], norms_sq: Tensor | None = None) -> Tensor:
         """Rows (m, n_p) of all parameters: whole up to 2**16 entries, else sketches (m, dim) with the squared lengths ``norms_sq``."""
         sizes = [part.shape[1] for part in rows]
         if sum(sizes) <= max(EXACT, self.dim):
             return torch.cat([part.detach() for part in rows], dim=1)
-        sketches = torch.stack([self.of_row([part[i].detach() for part in rows], sizes, rows[0].device) for i in range(len(rows[0]))])
+        sketches = self._of(len(rows[0]), [part.detach() for part in rows], sizes, rows[0].device)
         return sketches if norms_sq is None else with_lengths(sketches, norms_sq)
 
+    def _of(self, m: int, parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.device) -> Tensor:
+        """Sketches (m, dim) of rows in parts (m, n_p)."""
+        dtype = torch.float64 if any(part is not None and part.dtype == torch.float64 for part in parts) else torch.float32
+        sketch = torch.zeros(m, self.dim, dtype=dtype, device=device)
+        start, whole = 0, sum(sizes) <= self.dim
+        for slot, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+            if part is not None and size:
+                if whole:
+                    sketch[:, start : start + size] = part
+                else:
+                    self._add(sketch, part, slot, start)
+            start += size
+        return sketch
+
     def _add(self, sketch: Tensor, part: Tensor, slot: int, start: int) -> None:
-        """Add the entries of ``part`` with their signs, the first of them to column ``start`` mod dim."""
-        signs = self._signs_of(slot, part.numel(), part.device)
+        """Add the entries of ``part`` (m, n_p) with their signs, the first of them to column ``start`` mod dim."""
+        m, size = part.shape
+        signs = self._signs_of(slot, size, part.device)
         at = start % self.dim
-        head = min(self.dim - at, len(part)) if at else 0
+        head = min(self.dim - at, size) if at else 0
         if head:
-            sketch[at : at + head] += part[:head] * signs[:head]
-        whole = head + (len(part) - head) // self.dim * self.dim
-        step = max(AT_ONCE // self.dim, 1) * self.dim
+            sketch[:, at : at + head] += part[:, :head] * signs[:head]
+        whole = head + (size - head) // self.dim * self.dim
+        step = max(AT_ONCE // (m * self.dim), 1) * self.dim
         for first in range(head, whole, step):
             block = slice(first, min(first + step, whole))
-            sketch += (part[block].to(sketch.dtype) * signs[block]).view(-1, self.dim).sum(dim=0)
-        if whole < len(part):
-            sketch[: len(part) - whole] += part[whole:] * signs[whole:]
+            signed = part[:, block].to(sketch.dtype) * signs[block].to(sketch.dtype)
+            sketch += signed.view(m, -1, self.dim).sum(dim=1)
+        if whole < size:
+            sketch[:, : size - whole] += part[:, whole:] * signs[whole:]
 
     def _signs_of(self, slot: int, size: int, device: torch.device) -> Tensor:
         key = (slot, size, device)

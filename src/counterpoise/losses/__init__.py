@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ._class_weights import class_weights as class_weights
     from ._focal import FocalLoss as FocalLoss
     from ._guided import GuidedLossScaling as GuidedLossScaling
+    from ._hessian_alignment import HessianAlignmentLoss as HessianAlignmentLoss
+    from ._hessian_alignment import HessianAlignmentTerms as HessianAlignmentTerms
     from ._weighted import WeightedLoss as WeightedLoss
     from ._weighted import dequity_weight as dequity_weight
 
@@ -24,6 +26,8 @@ __getattr__, __dir__, __all__ = attach(
         "AnyLoss": "_anyloss",
         "FocalLoss": "_focal",
         "GuidedLossScaling": "_guided",
+        "HessianAlignmentLoss": "_hessian_alignment",
+        "HessianAlignmentTerms": "_hessian_alignment",
         "SoftConfusion": "_anyloss",
         "WeightedLoss": "_weighted",
         "amplify": "_anyloss",

@@ -10,22 +10,24 @@ with the mean gradients :math:`G_j` of the micro-batches. No gradients of single
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from counterpoise._errors import bad_input, check_range
 from counterpoise._order_statistics import median
+
+from ._wrapper import Wrapper
 
 __all__ = ["MicroBatchMedian", "median_of"]
 
 KEPT = "micro_batches"  # key of the kept gradients in the state of a parameter
 
 
-class MicroBatchMedian(torch.optim.Optimizer):
+class MicroBatchMedian(Wrapper):
     r"""Any optimizer, stepped with the coordinate-wise median of the last k gradients.
 
     Every call of :meth:`step` takes ``.grad`` as one micro-batch. The base optimizer steps at every k-th call with the median of these k
@@ -58,7 +60,7 @@ class MicroBatchMedian(torch.optim.Optimizer):
 
     *Not finite values* pass through, as in any optimizer of torch; with ``torch.amp.GradScaler``, such a micro-batch is left out.
 
-    *Not for CUDA graphs*: which calls step is decided in Python.
+    *Not for CUDA graphs*: which calls step is decided in Python. ``torch.compile`` leaves it uncompiled.
 
     Raises
     ------
@@ -78,18 +80,8 @@ class MicroBatchMedian(torch.optim.Optimizer):
     """
 
     def __init__(self, base_optimizer: torch.optim.Optimizer, k: int = 3, rolling: bool = False) -> None:
-        if not isinstance(base_optimizer, torch.optim.Optimizer):
-            bad_input("base_optimizer", type(base_optimizer).__name__, "a torch.optim.Optimizer", "MicroBatchMedian(torch.optim.SGD(...)).")
-        closure = inspect.signature(base_optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            bad_input(
-                "base_optimizer", type(base_optimizer).__name__, "an optimizer that steps without a closure",
-                "The median of past micro-batches cannot be evaluated again.",
-            )  # fmt: skip
         check_range("k", k, low=1, integer=True)
-        super().__init__(base_optimizer.param_groups, base_optimizer.defaults)
-        self.base_optimizer = base_optimizer
-        self.param_groups = base_optimizer.param_groups
+        super().__init__(base_optimizer)
         self.k = int(k)
         self.rolling = bool(rolling)
         self._taken = 0  # micro-batches in the current median
@@ -98,6 +90,7 @@ class MicroBatchMedian(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @_disable_dynamo  # torch.compile would forget what is counted here; torch.compiler.disable loads it at once
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take ``.grad`` as one micro-batch; step the base optimizer when it is time. Returns what the closure returned."""
@@ -122,13 +115,6 @@ class MicroBatchMedian(torch.optim.Optimizer):
                 self._taken = 0
         return loss
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        base = self.__dict__.get("base_optimizer")
-        if base is None:  # the constructor of Optimizer, which goes through the groups of the base
-            super().add_param_group(param_group)
-        else:
-            base.add_param_group(param_group)
-
     def state_dict(self) -> dict[str, Any]:
         """That of this optimizer, with the base optimizer's under ``"base_optimizer"``."""
         return super().state_dict() | {"base_optimizer": self.base_optimizer.state_dict(), "taken": self._taken}
@@ -147,8 +133,7 @@ class MicroBatchMedian(torch.optim.Optimizer):
         self._taken = int(state_dict["taken"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # What Optimizer saves knows of no base.
-        return super().__getstate__() | {name: self.__dict__[name] for name in ("base_optimizer", "k", "rolling", "_taken")}
+        return super().__getstate__() | {name: self.__dict__[name] for name in ("k", "rolling", "_taken")}
 
     def __repr__(self) -> str:
         return f"MicroBatchMedian(k={self.k}, rolling={self.rolling}, base_optimizer={self.base_optimizer!r})"

@@ -1,0 +1,240 @@
+"""What the Gramian of groups of examples costs: one backward pass of GroupLoss, against TorchJD's Engine and one pass per group.
+
+A step of a perceptron with 1.13 million parameters: forward, the Gramian of the group means, weights from it (all gradients equally long),
+and the gradient of the weighted sum. ``engine`` is TorchJD's ``autogram.Engine(net, batch_dim=0)``, which gives the Gramian of the
+examples, summed to that of the groups; ``engine, groups`` the same on the m group means, which are not batched; ``passes`` keeps the
+gradients of the m groups, one backward pass each, and combines them. Before anything is timed, the Gramians and the gradients of all are
+compared.
+
+Time is CPU time of the process per step, median over the steps and then over the runs, with one thread; the arms take turns in a fresh
+process per run, and ratios are within a run. Memory is the peak of a fresh process above what it held before its first step; gradients of
+the parameters are among it.
+
+    python benchmarks/ghost_gramian.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OVER_ENGINE = 30.0  # bar: time of TorchJD's Engine over ours, median of the runs, every case
+OVER_PASSES = 5.0  # bar: time of one pass per group over ours
+EXACT = 1e-5  # largest error of the Gramian, relative to the lengths of the gradients, float32
+
+CASES = {"10 groups, batch of 128": (10, 128), "50 groups, batch of 256": (50, 256)}
+SIZES = (64, 1024, 1024, 10)
+STEPS = {"ghost": 10, "engine": 2, "engine, groups": 2, "passes": 3}
+MIB = 2**20
+
+
+def equally_long(gramian: Tensor) -> Tensor:
+    lengths = gramian.diagonal().sqrt()
+    return torch.where(lengths > 0, lengths.mean() / lengths, 0.0) / len(lengths)
+
+
+class Steps:
+    """One step of each arm: leaves the combined gradient in ``.grad`` and returns the Gramian."""
+
+    def __init__(self, m: int, b: int, share: float = 1.0) -> None:
+        torch.manual_seed(0)
+        sizes = [max(round(size * share), 8) for size in SIZES]
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        self.net = nn.Sequential(*layers[:-1])
+        self.params = list(self.net.parameters())
+        self.m = m
+        self.x, self.y = torch.randn(b, sizes[0]), torch.randint(sizes[-1], (b,))
+        self.group = torch.randperm(b) % m
+        self.each = nn.CrossEntropyLoss(reduction="none")
+        self.members = (self.group == torch.arange(m)[:, None]).float()
+        self.members /= self.members.sum(dim=1, keepdim=True)
+
+    def arm(self, name: str) -> Callable[[], Tensor]:
+        for p in self.params:
+            p.grad = None
+        if name == "ghost":
+            from counterpoise.gradients import GroupLoss
+            from counterpoise.gradients._ghost import ghost_gramian
+
+            group_loss = GroupLoss(self.each, self.m)
+
+            def ghost() -> Tensor:
+                losses = group_loss(self.net(self.x), self.y, self.group)
+                gramian = ghost_gramian(losses, self.params).gramian
+                losses.backward(equally_long(gramian).to(losses))
+                return gramian
+
+            return self._step(ghost)
+        if name == "passes":
+            return self._step(self._passes)
+        from torchjd.autogram import Engine
+
+        batched = name == "engine"
+        engine = Engine(self.net, batch_dim=0 if batched else None)
+
+        def by_engine() -> Tensor:
+            examples = self.each(self.net(self.x), self.y)
+            losses = self.members @ examples
+            gramian = engine.compute_gramian(examples if batched else losses)
+            gramian = self.members @ gramian @ self.members.T if batched else gramian
+            losses.backward(equally_long(gramian))
+            return gramian
+
+        return self._step(by_engine)
+
+    def _step(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            for p in self.params:
+                p.grad = None
+            return compute()
+
+        return step
+
+    def _passes(self) -> Tensor:
+        losses = self.members @ self.each(self.net(self.x), self.y)
+        rows = [torch.autograd.grad(losses[k], self.params, retain_graph=k < self.m - 1) for k in range(self.m)]
+        gramian = losses.new_zeros(self.m, self.m)
+        stacked = []
+        for parts in zip(*rows, strict=True):
+            stacked.append(torch.stack([part.flatten() for part in parts]))
+            gramian += stacked[-1] @ stacked[-1].T
+        weights = equally_long(gramian)
+        for p, part in zip(self.params, stacked, strict=True):
+            p.grad = (weights @ part).reshape(p.shape)
+        return gramian
+
+
+def check(case: tuple[int, int], share: float) -> dict[str, float]:
+    """Errors of every arm against one pass per group in double precision: of the Gramian and of the combined gradient."""
+    steps = Steps(*case, share)
+    exact = Steps(*case, share)
+    exact.net.double()
+    exact.x, exact.members = exact.x.double(), exact.members.double()
+    truth = exact.arm("passes")
+    gramian = truth().double()
+    direction = torch.cat([p.grad.flatten() for p in exact.params])
+    lengths = gramian.diagonal().sqrt()
+    errors = {}
+    for name in STEPS:
+        found = steps.arm(name)().double()
+        combined = torch.cat([p.grad.flatten() for p in steps.params]).double()
+        errors[name] = max(
+            float(((found - gramian).abs() / (lengths[:, None] * lengths)).max()), float((combined - direction).norm() / direction.norm())
+        )
+    return errors
+
+
+def time_arms(case: tuple[int, int], share: float, first: int) -> dict[str, float]:
+    """Median seconds of CPU per step of each arm, the arms in turn, beginning with the one numbered ``first``."""
+    steps, spent = Steps(*case, share), {}
+    names = list(STEPS)
+    for name in names[first % len(names) :] + names[: first % len(names)]:
+        step = steps.arm(name)
+        step()
+        seconds = []
+        for _ in range(STEPS[name]):
+            began = time.process_time()
+            step()
+            seconds.append(time.process_time() - began)
+        spent[name] = median(seconds)
+    return spent
+
+
+def extra_memory(name: str, case: tuple[int, int], share: float) -> float:
+    """MiB of peak memory above what the process held before the first step."""
+    Steps(4, 16, 0.02).arm(name)()  # what is loaded on first use
+    step = Steps(*case, share).arm(name)
+    before = kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    for _ in range(2):
+        step()
+    return (kilobytes("VmHWM") - before) / 1024
+
+
+def kilobytes(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
+
+
+def in_fresh_process(**task: Any) -> Any:
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, __file__, "--task", json.dumps(task)], capture_output=True, text=True, env=os.environ | one_thread
+    )
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_task(what: str, case: tuple[int, int], share: float, arm: str = "", first: int = 0) -> Any:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if what == "check":
+        return check(case, share)
+    return time_arms(case, share, first) if what == "time" else extra_memory(arm, case, share)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--share", type=float, default=1.0, help="of the width of the layers")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        print(json.dumps(run_task(**json.loads(options.task))))
+        return 0
+    rows, missed = [], []
+    for name, case in CASES.items():
+        for arm, error in in_fresh_process(what="check", case=case, share=options.share).items():
+            print(f"  {name}, {arm}: relative error {error:.1e}", file=sys.stderr, flush=True)
+            if not error <= EXACT:
+                missed.append(f"{name}: {arm} differs from double precision by {error:.1e} > {EXACT:.0e}")
+    for run in range(options.runs):
+        for name, case in CASES.items():
+            seconds = in_fresh_process(what="time", case=case, share=options.share, first=run)
+            memory = {arm: in_fresh_process(what="memory", case=case, share=options.share, arm=arm) for arm in STEPS}
+            rows.append(
+                {"run": run, "case": name, "seconds": seconds, "memory": memory, "load": os.getloadavg()[0], "torch": torch.__version__}
+            )
+            print(
+                f"  run {run + 1}, {name}: " + ", ".join(f"{arm} {1e3 * s:.0f} ms" for arm, s in seconds.items()),
+                file=sys.stderr,
+                flush=True,
+            )
+    print("\n| case | arm | CPU, ms | over ours | extra MiB |\n|---|---|---|---|---|")
+    for name in CASES:
+        own = [row for row in rows if row["case"] == name]
+        for arm in STEPS:
+            ratio = median(row["seconds"][arm] / row["seconds"]["ghost"] for row in own)
+            bar = {"engine": OVER_ENGINE, "passes": OVER_PASSES}.get(arm)
+            shown = f"{ratio:.1f}" + (f" (bar {bar:.0f})" if bar else "")
+            ms = 1e3 * median(row["seconds"][arm] for row in own)
+            print(f"| {name} | {arm} | {ms:.1f} | {shown} | {median(row['memory'][arm] for row in own):.0f} |")
+            if bar and not ratio >= bar:
+                missed.append(f"{name}: {arm} takes {ratio:.1f} times as long < {bar:.0f}")
+    path = Path(__file__).parent / "results" / "ghost_gramian.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    if options.share == 1.0:
+        with path.open("a") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
