@@ -284,11 +284,29 @@ CASES = {
     "transformer, examples first": Case(lambda: transformer(True), tokens),
     "transformer, positions first": Case(lambda: transformer(False), tokens),
     "transformer, tied": Case(lambda: transformer(True, tied=True), tokens),
-    "gru": Case(lambda: recurrent(nn.GRU), sequences),
-    "lstm cell": Case(lambda: Of(unrolled, cell=nn.LSTMCell(8, 6), head=nn.Linear(6, CLASSES)), sequences),
+    "gru": Case(lambda: recurrent(nn.GRU), sized(3, 8)),
+    "lstm cell": Case(lambda: Of(unrolled, cell=nn.LSTMCell(8, 6), head=nn.Linear(6, CLASSES)), sized(3, 8)),
     "one layer three times": Case(sharing),
     "weight norm and spectral norm": Case(
         lambda: nn.Sequential(weight_norm(nn.Linear(8, 16)), nn.ReLU(), spectral_norm(nn.Linear(16, CLASSES)))
+    ),
+    "weight norm of a convolution": Case(
+        lambda: nn.Sequential(weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)),
+        images,
+    ),
+    "a table made of another": Case(
+        lambda: Of(lambda self, x: self.head(F.embedding(x, self.table.T * 2).mean(1)), table=torch.randn(6, 11), head=nn.Linear(6, 5)),
+        tokens,
+    ),
+    "two towers": Case(
+        lambda: Of(
+            lambda self, x: self.left(self.words(x).mean(1)) @ self.right(self.others(x).mean(1)).T,
+            words=nn.Embedding(11, 6),
+            others=nn.Embedding(11, 6),
+            left=nn.Linear(6, 6),
+            right=nn.Linear(6, 6),
+        ),
+        tokens,
     ),
     "low rank updates": Case(
         lambda: Of(low_rank, weight=torch.randn(8, 5), down=torch.randn(8, 2), up=torch.randn(2, 5), temperature=torch.tensor(0.3)),
@@ -532,6 +550,15 @@ def test_layouts_are_remembered_by_shape() -> None:
         losses = group_loss(model(torch.randn(b, 8)), torch.zeros(b, dtype=torch.long), torch.arange(b) % M)
         passes.append(ghost_gramian(losses, named(model)[1]).passes)
     assert passes == [2, 1, 2, 1, 1]
+
+
+def test_only_so_many_shapes_are_remembered(monkeypatch) -> None:
+    monkeypatch.setattr("counterpoise.gradients._ghost.REMEMBERED", 2)
+    model, group_loss = mlp(), GroupLoss(nn.CrossEntropyLoss(reduction="none"), M)
+    for b in (5, 6, 7, 8):
+        losses = group_loss(model(torch.randn(b, 8)), torch.zeros(b, dtype=torch.long), torch.arange(b) % M)
+        ghost_gramian(losses, named(model)[1])
+    assert len(group_loss._layouts) == 2
 
 
 def shuffled(self: Of, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from ._losses import gradients
 
 __all__ = ["Ghost", "ghost_gramian"]
 
-REMEMBERED = 64  # graphs whose layouts are kept
+REMEMBERED = 1024  # graphs whose layouts are kept
 MIXED = "rows that are not those of single examples"
 
 

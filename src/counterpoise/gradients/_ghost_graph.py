@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -164,14 +165,14 @@ class Graph:
             below[i] = any(child >= 0 and (below[child] or self.nodes[child] in nodes) for child, _ in self.children[i])
         return [node for node in nodes if not below[self.place[node]]]
 
-    def signature(self) -> tuple[Any, ...]:
-        """Equal for batches of the same size that went the same way."""
+    def signature(self) -> bytes:
+        """Equal for batches of the same size that went the same way, different for any others."""
         going = tuple(
             tuple(getattr(node, f"_saved_{name}", None) for name in GOING[kind])
             for node, kind in zip(self.nodes, self.kinds, strict=True)
             if kind in GOING
         )
-        return (self.b, tuple(self.kinds), tuple(map(tuple, self.children)), tuple(self._kept), going)
+        return blake2b(repr((self.b, self.kinds, self.children, self._kept, going)).encode(), digest_size=16).digest()
 
     def reorders(self) -> bool:
         """Whether examples may be in another order in the next batch although its graph is the same."""

@@ -118,7 +118,7 @@ class GroupLoss(nn.Module):
 
 
 # For each graph that was seen, where the examples are in its tensors: (node, slot) -> rows from one example to the next, None if nowhere.
-Layouts = OrderedDict[tuple[Any, ...], dict[tuple[int, int], int | None]]
+Layouts = OrderedDict[bytes, dict[tuple[int, int], int | None]]
 
 
 @dataclass(frozen=True, eq=False)
