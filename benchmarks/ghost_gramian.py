@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 OVER_ENGINE = 30.0  # bar: time of TorchJD's Engine over ours, median of the runs, every case
 OVER_PASSES = 5.0  # bar: time of one pass per group over ours
-EXACT = 1e-5  # largest error of the Gramian, relative to the lengths of the gradients, float32
+EXACT = 1e-5  # bar: largest error of our Gramian, relative to the lengths of the gradients, in float32
+SAME = 1e-3  # of the others, whose sums over a million products in float32 are less exact
 
 CASES = {"10 groups, batch of 128": (10, 128), "50 groups, batch of 256": (50, 256)}
 SIZES = (64, 1024, 1024, 10)
@@ -202,8 +203,8 @@ def main() -> int:
     for name, case in CASES.items():
         for arm, error in in_fresh_process(what="check", case=case, share=options.share).items():
             print(f"  {name}, {arm}: relative error {error:.1e}", file=sys.stderr, flush=True)
-            if not error <= EXACT:
-                missed.append(f"{name}: {arm} differs from double precision by {error:.1e} > {EXACT:.0e}")
+            if not error <= (most := EXACT if arm == "ghost" else SAME):
+                missed.append(f"{name}: {arm} differs from double precision by {error:.1e} > {most:.0e}")
     for run in range(options.runs):
         for name, case in CASES.items():
             seconds = in_fresh_process(what="time", case=case, share=options.share, first=run)

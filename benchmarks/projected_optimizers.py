@@ -30,7 +30,7 @@ FASTER = 1.6  # bar: time of the package's step over ours, median of the runs
 MEMORY = 1.1  # bar: our peak over the package's
 EXACT = 1e-12  # bar: largest difference of any parameter over all recorded steps, float64
 
-WEIGHTS, VECTORS, SIDE = 100, 100, 64
+COUNT, SIDE = 100, 64  # weights of SIDE x SIDE, and as many vectors of SIDE
 ROUNDS = 30  # steps of each in a run
 OPTIONS = {"lr": 1e-3, "weight_decay": 0.01}
 
@@ -64,14 +64,13 @@ def timms() -> Any:
     return module.AdamP
 
 
-def model() -> list[torch.nn.Parameter]:
-    """With gradients; the first half of the weights is scale invariant."""
+def model(count: int = COUNT, side: int = SIDE) -> list[torch.nn.Parameter]:
+    """As many weights as vectors, with gradients; the first half of the weights is scale invariant."""
     generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(SIDE, SIDE, generator=generator)) for _ in range(WEIGHTS)]
-    params += [torch.nn.Parameter(torch.randn(SIDE, generator=generator)) for _ in range(VECTORS)]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((side, side), (side,)) for _ in range(count)]
     for i, p in enumerate(params):
         p.grad = torch.randn(p.shape, generator=generator)
-        if i < WEIGHTS // 2:
+        if i < count // 2:
             w = p.detach()
             p.grad -= w * (p.grad * w).sum(1, keepdim=True) / w.square().sum(1, keepdim=True)
     return params
@@ -93,9 +92,9 @@ def time_steps(rounds: int) -> dict[str, float]:
 def peak_memory(name: str) -> float:
     """MiB above what the process held with its parameters and gradients."""
     make = arms()[name]
-    small = torch.nn.Parameter(torch.ones(2, 2))
-    small.grad = torch.ones(2, 2)
-    make([small]).step()  # what is loaded on first use
+    small = make(model(count=4, side=8))
+    for _ in range(3):  # what is loaded on first use
+        small.step()
     params = model()
     before = kilobytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from counterpoise import CounterpoiseError
-from counterpoise.gradients import Aggregator, GradientStatistics, WinsorizedMean, _backward, _losses, backward
+from counterpoise.gradients import Aggregator, GradientStatistics, GroupLoss, WinsorizedMean, _backward, _losses, backward
 from tests.gradients.examples import Bounded, EqualLength, SignVote, Smoothed, Sum
 from tests.gradients.examples_model import NAMES, ThreeHeads, batch, expected, in_one, rows_of_losses
 
@@ -251,6 +251,31 @@ def test_without_a_scaler_it_is_an_error_that_names_the_loss(strategy: str) -> N
     with pytest.raises(CounterpoiseError, match=r"gradients: got nan or inf in row 1 \(depth\)"):
         backward(losses, aggregator, strategy=strategy)
     assert all(p.grad is None for p in model.parameters()) and not aggregator.average
+
+
+def test_a_group_that_is_not_finite_is_named() -> None:
+    model, (x, y) = ThreeHeads(), batch()
+    losses = GroupLoss(nn.MSELoss(reduction="none"), 3)
+    group = torch.arange(24) % 3
+    y = y.clone()
+    y[4] = float("inf")  # of group 1
+    with pytest.raises(CounterpoiseError, match=r"gradients: got nan or inf in row 1"):
+        backward(losses(model.heads["seg"](model.trunk(x)), y[:, 0], group), EqualLength())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_groups_of_one_loss_take_two_passes() -> None:
+    for strategy in ("rows", "auto"):
+        model, (x, y) = ThreeHeads(), batch()
+        losses = GroupLoss(nn.MSELoss(reduction="none"), 3)
+        for _ in range(2):
+            model.zero_grad()
+            report = backward(losses(model.heads["seg"](model.trunk(x)), y[:, 0], torch.arange(24) % 3), EqualLength(), strategy=strategy)
+        assert (report.strategy, report.passes) == (("rows", 3) if strategy == "rows" else ("ghost", 2))
+        found = in_one(list(model.parameters()))
+        if strategy == "rows":
+            exact = found
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_in_half_precision_and_parameters_in_double() -> None:

@@ -353,9 +353,10 @@ class Step:
         if self.ranks > 1:
             gramian = gramian.clone()
             all_reduce_mean_([gramian], self.group)
+        if not bool(torch.isfinite(gramian).all()):
+            # Products mix the groups: only their rows show whose gradient it was.
+            return self._skipped("ghost", passes, None) if self.skips else self._rows("rows", None)
         s = replace(nothing_known(self.losses, self.leaves.shapes, self.terms.names), gramian=gramian, world_size=self.ranks)
-        if not self._finite(s):
-            return self._skipped("ghost", passes, None)
         weights = self._weights(s)
         assert weights is not None
         return self._report(s, weights, "ghost", passes + self._final_pass(weights, s), ghost.bytes, ghost.notes)

@@ -208,9 +208,9 @@ class GCond(Aggregator):
             return combined
         # What is kept is the average after its correction m / (1 - beta^t); this is how far it moves.
         share = (1 - self.momentum) / (1 - self.momentum ** int(steps))
-        result = torch.lerp(mean.to(combined), combined, share)
-        mean.copy_(result.detach())
-        return result
+        combined.lerp_(mean.to(combined), 1 - share)  # in place: there is one fresh tensor already
+        mean.copy_(combined.detach())
+        return combined
 
     def remember(self, traces: Tensor) -> None:
         before = self.kept("previous_rows")

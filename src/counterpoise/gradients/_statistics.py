@@ -15,6 +15,9 @@ __all__ = ["NEEDS", "GradientStatistics"]
 
 NEEDS = frozenset({"losses", "gramian", "rowstats", "rows", "previous"})
 AT_ONCE = 2**17  # entries turned to double precision at once
+BLOCK = 1024  # products summed in single precision
+LONG = 2**14  # columns from which that is worth while
+SMALLEST = 1e-15  # entries of this size on average have squares far from the end of the range of single precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +132,31 @@ def gramian_of(rows: Sequence[Tensor]) -> Tensor:
     """Inner products (m, m) of rows (m, n_p) of all parameters, in double precision, a few columns at a time."""
     gramian = torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64, device=rows[0].device)
     for part in rows:
+        part = part.detach()
+        done = _by_blocks(part)
+        if done is not None:
+            gramian += done
+            continue
         for columns in _double(part):
             gramian += columns @ columns.T
     return gramian
+
+
+def _by_blocks(part: Tensor) -> Tensor | None:
+    """Inner products of long rows of single precision: a thousand products are summed in it, the sums in double precision.
+
+    That is as exact as the entries are, and twice as fast as to convert them all. None where it is not: other types and devices, where
+    matrix products are set to be coarser, and rows whose squares may leave the range of single precision.
+    """
+    m, n = part.shape
+    if n < LONG or part.dtype != torch.float32 or part.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+        return None
+    whole = n // BLOCK * BLOCK
+    blocks = part[:, :whole].reshape(m, -1, BLOCK).transpose(0, 1)
+    tail = part[:, whole:].double()
+    gramian = torch.bmm(blocks, blocks.mT).sum(dim=0, dtype=torch.float64) + tail @ tail.T
+    squares = gramian.diagonal()
+    return gramian if bool(torch.isfinite(squares).all() and (squares > n * SMALLEST**2).all()) else None
 
 
 def nothing_known(losses: Tensor, shapes: Sequence[torch.Size], names: Sequence[str]) -> GradientStatistics:

@@ -17,7 +17,7 @@ from counterpoise._pergrad import with_lengths
 __all__ = ["SKETCH_DIM", "Tracer"]
 
 SKETCH_DIM = 4096
-AT_ONCE = 2**17  # entries multiplied by their signs at once
+AT_ONCE = 2**18  # entries multiplied by their signs at once
 EXACT = 2**16  # entries up to which rows are kept whole between steps
 
 
