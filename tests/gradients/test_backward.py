@@ -242,13 +242,15 @@ def test_a_gradient_that_is_not_finite_is_left_to_the_scaler(strategy: str, valu
     assert str(aggregator.state_dict()) == str(before)
 
 
+@pytest.mark.parametrize("what", ["losses", "gradients"])
 @pytest.mark.parametrize("strategy", ["rows", "sketch"])
-def test_without_a_scaler_it_is_an_error_that_names_the_loss(strategy: str) -> None:
+def test_without_a_scaler_it_is_an_error_that_names_the_loss(strategy: str, what: str) -> None:
     model, data = ThreeHeads(), batch()
     aggregator = Smoothed()
     losses = model(*data)
-    losses["depth"] = losses["depth"] * float("nan")
-    with pytest.raises(CounterpoiseError, match=r"gradients: got nan or inf in row 1 \(depth\)"):
+    # The square root has a value at 0, but no slope.
+    losses["depth"] = losses["depth"] * float("nan") if what == "losses" else losses["depth"].mul(0).sqrt()
+    with pytest.raises(CounterpoiseError, match=rf"{what}: got nan or inf in row 1 \(depth\)"):
         backward(losses, aggregator, strategy=strategy)
     assert all(p.grad is None for p in model.parameters()) and not aggregator.average
 
@@ -259,7 +261,7 @@ def test_a_group_that_is_not_finite_is_named() -> None:
     group = torch.arange(24) % 3
     y = y.clone()
     y[4] = float("inf")  # of group 1
-    with pytest.raises(CounterpoiseError, match=r"gradients: got nan or inf in row 1"):
+    with pytest.raises(CounterpoiseError, match=r"losses: got nan or inf in row 1;"):
         backward(losses(model.heads["seg"](model.trunk(x)), y[:, 0], group), EqualLength())
     assert all(p.grad is None for p in model.parameters())
 

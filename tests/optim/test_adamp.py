@@ -225,7 +225,7 @@ def test_parts_hold_tensors_of_one_shape_type_and_place() -> None:
     tensors = [torch.zeros(shape) for shape in shapes] + [torch.zeros(4, 4, dtype=torch.float64)]
     assert sorted(parts(tensors, True)) == [[0, 2, 4], [1, 5], [3], [6]] == sorted(parts(tensors, None))
     assert list(parts(tensors, False)) == [[i] for i in range(7)]
-    big = [torch.zeros(2**15) for _ in range(5)]
+    big = [torch.zeros(_projection.TOGETHER["cpu"] // 2) for _ in range(5)]
     assert list(parts(big, True)) == [[0, 1], [2, 3], [4]]
 
 

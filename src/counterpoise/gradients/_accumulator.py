@@ -202,6 +202,10 @@ class Accumulator:
         losses = torch.stack([self._losses.get(name, torch.zeros((), dtype=torch.float64, device=device)) for name in names])
         terms = Terms(names, (losses / count.clamp(min=1),), self._scale)
         heads = tuple(tuple(self._own.get(name, {})) for name in names)
+        own = {p: g / self._count[name] for name, sums in self._own.items() for p, g in sums.items()}
+        others = {name: {p: g / self._count[name] for p, g in sums.items()} for name, sums in self._others.items()}
+        passes, micro, parts = sum(self._count.values()), self._micro, self._parts(count)
+        self._clear()
         step = Step(
             terms, self.aggregator, Leaves(tuple(self.params), heads, ()),
             weighted_heads=self.heads == "weighted",
@@ -211,11 +215,8 @@ class Accumulator:
             reduce=self.reduce,
             tracer=self._tracer,
             row_dtype=self.row_dtype,
-            own={p: g / self._count[name] for name, own in self._own.items() for p, g in own.items()},
+            own=own,
         )  # fmt: skip
-        others = {name: {p: g / self._count[name] for p, g in sums.items()} for name, sums in self._others.items()}
-        passes, micro, parts = sum(self._count.values()), self._micro, self._parts(count)
-        self._clear()
         report = step.resolved(rows, "rows", passes=passes, n_micro=micro, parts=parts)
         weights = torch.where(report.weights.isnan(), 1.0, report.weights)
         mixed: dict[Tensor, Tensor] = {}

@@ -208,6 +208,10 @@ class Step:
         self.losses = self.terms.values()
         if self.ranks > 1:
             all_reduce_mean_([self.losses], self.group)
+        wrong = ~torch.isfinite(self.losses)
+        if not self.skips and bool(wrong.any()):
+            # Its gradient would make those of the others NaN, too, where they are parts of one tensor.
+            refuse_row(wrong, self.terms.names, "losses")
 
     # ---- weights of an earlier step -------------------------------------------------------------------------------------------------
 
@@ -354,7 +358,7 @@ class Step:
             gramian = gramian.clone()
             all_reduce_mean_([gramian], self.group)
         if not bool(torch.isfinite(gramian).all()):
-            # Products mix the groups: only their rows show whose gradient it was.
+            # Products mix the groups: only rows show whose gradient it was.
             return self._skipped("ghost", passes, None) if self.skips else self._rows("rows", None)
         s = replace(nothing_known(self.losses, self.leaves.shapes, self.terms.names), gramian=gramian, world_size=self.ranks)
         weights = self._weights(s)

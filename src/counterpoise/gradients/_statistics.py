@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from counterpoise._errors import bad_input
+from counterpoise._order_statistics import single
 
 __all__ = ["NEEDS", "GradientStatistics"]
 
 NEEDS = frozenset({"losses", "gramian", "rowstats", "rows", "previous"})
-AT_ONCE = 2**17  # entries turned to double precision at once
+AT_ONCE = 2**18  # entries looked at at once
 BLOCK = 1024  # products summed in single precision
 LONG = 2**14  # columns from which that is worth while
 SMALLEST = 1e-15  # entries of this size on average have squares far from the end of the range of single precision
@@ -143,18 +144,20 @@ def gramian_of(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _by_blocks(part: Tensor) -> Tensor | None:
-    """Inner products of long rows of single precision: a thousand products are summed in it, the sums in double precision.
+    """Inner products of long rows of single or half precision: a thousand are summed in single, the sums in double precision.
 
     That is as exact as the entries are, and twice as fast as to convert them all. None where it is not: other types and devices, where
     matrix products are set to be coarser, and rows whose squares may leave the range of single precision.
     """
     m, n = part.shape
-    if n < LONG or part.dtype != torch.float32 or part.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+    if n < LONG or part.dtype == torch.float64 or part.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
         return None
     whole = n // BLOCK * BLOCK
-    blocks = part[:, :whole].reshape(m, -1, BLOCK).transpose(0, 1)
     tail = part[:, whole:].double()
-    gramian = torch.bmm(blocks, blocks.mT).sum(dim=0, dtype=torch.float64) + tail @ tail.T
+    gramian = tail @ tail.T
+    for columns in torch.split(part[:, :whole], max(AT_ONCE // (m * BLOCK), 1) * BLOCK, dim=1):
+        blocks = single(columns).reshape(m, -1, BLOCK).transpose(0, 1)
+        gramian += torch.bmm(blocks, blocks.mT).sum(dim=0, dtype=torch.float64)
     squares = gramian.diagonal()
     return gramian if bool(torch.isfinite(squares).all() and (squares > n * SMALLEST**2).all()) else None
 
@@ -217,13 +220,13 @@ def check_finite(rows: Sequence[Tensor], names: Sequence[str]) -> None:
             refuse_row(wrong, names)
 
 
-def refuse_row(wrong: Tensor, names: Sequence[str]) -> NoReturn:
+def refuse_row(wrong: Tensor, names: Sequence[str], argument: str = "gradients") -> NoReturn:
     """Raise for the rows that are marked in ``wrong`` (m,)."""
     i = int(wrong.nonzero()[0])
     more = f" and {int(wrong.sum()) - 1} more" if int(wrong.sum()) > 1 else ""
     named = "" if names[i] == str(i) else f" ({names[i]})"
     bad_input(
-        "gradients", f"nan or inf in row {i}{named}{more}", "finite values",
+        argument, f"nan or inf in row {i}{named}{more}", "finite values",
         "Leave the row out, or skip the step: optimizer.zero_grad(), and go on with the next batch.",
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ __all__ = ["INVARIANCES", "cosines", "dense_gradient", "parts", "radial", "rows_
 INVARIANCES = ("auto", "channel", "layer", "none")
 
 # Elements that are computed together: on a CPU what its cache holds along with the intermediates, elsewhere what keeps the device busy.
-TOGETHER = {"cpu": 2**16}
+TOGETHER = {"cpu": 3 * 2**14}
 TOGETHER_ELSEWHERE = 2**22
 
 
