@@ -202,7 +202,7 @@ class Accumulator:
         losses = torch.stack([self._losses.get(name, torch.zeros((), dtype=torch.float64, device=device)) for name in names])
         terms = Terms(names, (losses / count.clamp(min=1),), self._scale)
         heads = tuple(tuple(self._own.get(name, {})) for name in names)
-        own = {p: g / self._count[name] for name, sums in self._own.items() for p, g in sums.items()}
+        own: dict[Tensor, Tensor | None] = {p: g / self._count[name] for name, sums in self._own.items() for p, g in sums.items()}
         others = {name: {p: g / self._count[name] for p, g in sums.items()} for name, sums in self._others.items()}
         passes, micro, parts = sum(self._count.values()), self._micro, self._parts(count)
         self._clear()

@@ -179,7 +179,7 @@ def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
         params = [params]
     given = list(params)
     if not given:
-        bad_input("params", "an empty collection", "parameters, such as model.trunk.parameters()", "A generator is empty after its first use.")
+        bad_input("params", "an empty collection", "parameters, as of model.parameters()", "A generator is empty after its first use.")
     for p in given:
         if not isinstance(p, Tensor):
             bad_input("params", f"a {type(p).__name__}", "tensors, such as model.trunk.parameters()")
