@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +12,22 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from counterpoise import CounterpoiseError
-from counterpoise.gradients import Aggregator, GradientStatistics, GroupLoss, WinsorizedMean, _backward, _losses, backward
+from counterpoise.gradients import (
+    MGDA,
+    SAMGS,
+    Aggregator,
+    CAGrad,
+    GCond,
+    GradientAnnealing,
+    GradientStatistics,
+    GradNorm,
+    GroupLoss,
+    PCGrad,
+    WinsorizedMean,
+    _backward,
+    _losses,
+    backward,
+)
 from tests.gradients.examples import Bounded, EqualLength, SignVote, Smoothed, Sum
 from tests.gradients.examples_model import NAMES, ThreeHeads, batch, expected, in_one, rows_of_losses
 
@@ -205,6 +222,20 @@ def test_a_loss_scale_changes_nothing_but_the_scale_of_grad(make: type[Aggregato
         found.append((report.weights, report.cosine, in_one(list(model.parameters())) / scale))
     assert scale == 2.0**16
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [PCGrad, CAGrad, MGDA, GradNorm, SAMGS, partial(SAMGS, gamma=0), GCond, GradientAnnealing, WinsorizedMean])
+def test_a_loss_scale_changes_no_weights_of_any_method(make: Callable[[], Aggregator]) -> None:
+    """Three steps, so that what is remembered takes part."""
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**16)):
+        torch.manual_seed(0)
+        model, aggregator, weights = ThreeHeads(dtype=torch.float32), make(), []
+        for seed in range(3):
+            model.zero_grad()
+            weights.append(backward(model(*batch(seed=seed, dtype=torch.float32)), aggregator, scaler=scaler, refresh_every=1).weights)
+        found.append((torch.stack(weights), in_one(list(model.parameters())) / (1 if scaler is None else 2.0**16)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 def test_a_step_with_the_scaler() -> None:
