@@ -6,6 +6,7 @@ from ._collect import Collector, ParameterSpace
 from ._engines import ENGINES, CoupledExamplesError, Job, Measured, Run, directional, flat_gradient, select, take
 from ._layouts import Layouts, find_layouts
 from ._projection import Projection, with_lengths
+from ._remembered import kind_of_batch, remembered
 from ._sketch import Blocks, GradientSketch
 from ._state import exact_backends, random_states, untouched
 from ._watch import FAILURES, StaleInputError, Watch
@@ -29,7 +30,9 @@ __all__ = [
     "exact_backends",
     "find_layouts",
     "flat_gradient",
+    "kind_of_batch",
     "random_states",
+    "remembered",
     "select",
     "take",
     "untouched",

@@ -18,6 +18,7 @@ from ._collect import Collector, ParameterSpace
 from ._layouts import Layouts, find_layouts
 from ._projection import Projection
 from ._recurrent import is_recurrent
+from ._remembered import kind_of_batch, remembered
 from ._rules import HALF
 from ._state import exact_backends
 from ._watch import FAILURES, StaleInputError, Watch, flat
@@ -54,6 +55,7 @@ class Job:
     along: bool = True
     check: bool = True
     repeatable: bool = True  # two passes over an example give the same; not so with dropout
+    remember: bool = False  # where the examples are may be what an earlier call found
     chunk: int = 64
     see: Callable[[Any, Tensor, int], None] = lambda output, losses, at: None  # each batch's output and losses
     progress: Callable[[int], None] = lambda examples: None
@@ -264,8 +266,13 @@ def _layouts(job: Job) -> Layouts | None:
     def run(rows: list[int]) -> Any:
         return job.run(job.model, take(job.batches[0], torch.tensor(rows), n), len(rows))
 
-    try:
+    def find() -> Layouts:
         return find_layouts(job.model, job.space, run, n, confirm=job.check)
+
+    try:
+        if not job.remember:
+            return find()
+        return remembered(job.model, ("layouts", job.space.names, n > 2, kind_of_batch(job.batches[0])), find)
     except InputError:
         raise
     except FAILURES as error:

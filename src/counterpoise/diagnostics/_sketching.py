@@ -24,6 +24,8 @@ from counterpoise._pergrad import (
     Projection,
     Run,
     exact_backends,
+    kind_of_batch,
+    remembered,
     select,
     take,
     untouched,
@@ -149,6 +151,8 @@ def measure(
     _check_device(model, where)
     probe = draw(data, groups, max_examples=max_examples, batch_size=batch_size, seed=seed, device=where)
     run = per_example_loss(loss_fn, forward, loss)
+    # What a model does with a batch is found out anew unless it was asked not to be checked, and depends on nothing but the model.
+    remember = not check and forward is None and loss is None
     with untouched(model, evaluate=not train_mode), torch.enable_grad():
         if engine == "last_layer":
             engine, params = "ghost", "head"
@@ -162,7 +166,7 @@ def measure(
             probe = _joined(probe)
         probe, order = _by_group(probe)
         if not gramian:
-            probe = _in_pieces(probe, _pieces(model, probe, run, where))
+            probe = _in_pieces(probe, _pieces(model, probe, run, where, remember))
         none = bool(torch.cat(probe.ids).lt(0).any())
         rows = len(probe.group_names) + none
         watched = _Pressure(probe)
@@ -179,6 +183,7 @@ def measure(
             along=leverage,
             check=check,
             repeatable=not train_mode,  # with dropout no two passes are alike
+            remember=remember,
             see=watched.see,
             progress=progress or (lambda _: None),
         )
@@ -354,27 +359,39 @@ def _joined(probe: Probe) -> Probe:
     )
 
 
-def _pieces(model: nn.Module, probe: Probe, run: Run, device: torch.device) -> int:
+def _pieces(model: nn.Module, probe: Probe, run: Run, device: torch.device, remember: bool) -> int:
     """Examples that go through the model at once: as many as keep what the layers return within BATCH_BYTES."""
-    bytes_of_some = 0
+    some = min(2, probe.sizes[0])  # not one, which not every model takes
+    batch = probe.batches[0]
+
+    def find() -> int:
+        return _bytes_returned(model, lambda: run(model, take(batch, slice(0, some), probe.sizes[0]), some))
+
+    try:
+        taken = remembered(model, ("bytes", some, kind_of_batch(batch)), find) if remember else find()
+    except FAILURES:
+        return max(probe.sizes)  # what is wrong is said by those who measure
+    budget = BATCH_BYTES["cpu" if device.type == "cpu" else "other"]
+    return max(LEAST_PIECE, budget * some // max(taken, 1))
+
+
+def _bytes_returned(model: nn.Module, forward: Callable[[], Any]) -> int:
+    """By the innermost layers, in one pass."""
+    total = 0
 
     def count(_: nn.Module, args: Any, output: Any) -> None:
-        nonlocal bytes_of_some
-        bytes_of_some += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        nonlocal total
+        total += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
-    some = min(2, probe.sizes[0])  # not one, which not every model takes
     leaves = [layer for layer in model.modules() if next(layer.children(), None) is None]
     handles = [layer.register_forward_hook(count) for layer in leaves]
     try:
         with torch.no_grad(), exact_backends():
-            run(model, take(probe.batches[0], slice(0, some), probe.sizes[0]), some)
-    except FAILURES:
-        return max(probe.sizes)  # what is wrong is said by those who measure
+            forward()
     finally:
         for handle in handles:
             handle.remove()
-    budget = BATCH_BYTES["cpu" if device.type == "cpu" else "other"]
-    return max(LEAST_PIECE, budget * some // max(bytes_of_some, 1))
+    return total
 
 
 def _in_pieces(probe: Probe, size: int) -> Probe:
