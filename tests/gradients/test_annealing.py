@@ -298,3 +298,16 @@ def test_backward_finds_new_weights_at_every_tenth_call() -> None:
         optimizer.step()
     assert len(set(seen[:10])) == 1 and seen[10] != seen[9] and seen[11] == seen[10] and seen[0] > 1
     assert report.strategy == "held weights" and report.passes == 1
+
+
+def test_the_reference_may_be_named_and_should_be_the_strong_one() -> None:
+    rows = [torch.tensor([[1.0, 2.0], [30.0, 60.0]], dtype=torch.float64)]
+    s = GradientStatistics.from_rows(rows, needs={"gramian", "rowstats"}, names=("data", "residual"))
+    named, placed = GradientAnnealing("residual"), GradientAnnealing(1)
+    assert torch.equal(named.weights(s), placed.weights(s)) and named.weights(s)[1] == 1
+    assert not named.last["notes"]
+    weak = GradientAnnealing("data")
+    weak.weights(s)
+    assert weak.last["notes"] == ("The gradient of residual is 30 times the size of that of the reference, data: reference='residual'?",)
+    with pytest.raises(InputError, match="reference: got 'boundary'; expected the name of one of the terms, data, residual"):
+        GradientAnnealing("boundary").weights(s)

@@ -4,11 +4,13 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from counterpoise import CounterpoiseError
@@ -549,3 +551,195 @@ def test_another_number_of_losses_needs_a_reset() -> None:
         backward(two(), aggregator, refresh_every=2)
     aggregator.reset()
     backward(two(), aggregator, refresh_every=2)
+
+
+def test_losses_that_are_scaled_already_are_refused() -> None:
+    model, data = ThreeHeads(dtype=torch.float32), batch(dtype=torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    losses = model(*data)
+    for given in ({name: scaler.scale(loss) for name, loss in losses.items()}, scaler.scale(torch.stack(list(losses.values())))):
+        with pytest.raises(CounterpoiseError, match=r"losses that are scaled already; expected unscaled losses, with scaler=scaler"):
+            backward(given, EqualLength(), scaler=scaler)
+    backward({name: 2.0 * loss for name, loss in losses.items()}, EqualLength(), scaler=scaler)
+    with pytest.raises(CounterpoiseError, match=r"scaler: got 'bool'; expected a torch\.amp\.GradScaler"):
+        backward(model(*data), EqualLength(), scaler=True)
+
+
+def test_what_is_remembered_belongs_to_an_order_of_the_losses() -> None:
+    model, data = ThreeHeads(), batch()
+    reordered = lambda: dict(reversed(model(*data).items()))  # noqa: E731
+    aggregator = GradNorm()
+    backward(model(*data), aggregator)
+    with pytest.raises(
+        CounterpoiseError, match=r"losses: got the order normals, depth, seg; expected that of the steps before, seg, depth"
+    ):
+        backward(reordered(), aggregator)
+    aggregator.reset()
+    backward(reordered(), aggregator)
+    without = PCGrad()  # remembers nothing
+    backward(model(*data), without)
+    backward(reordered(), without)
+    backward(model(*data).values(), EqualLength())
+
+
+def test_a_state_is_that_of_its_method() -> None:
+    model, data = ThreeHeads(), batch()
+    aggregator = SAMGS()
+    backward(model(*data), aggregator)
+    for other in (MGDA(), PCGrad(), GCond()):
+        with pytest.raises(CounterpoiseError, match=rf"state_dict: got the state of SAMGS; expected that of {type(other).__name__}"):
+            other.load_state_dict(aggregator.state_dict())
+    SAMGS().load_state_dict(aggregator.state_dict())
+
+
+def test_a_report_says_what_was_looked_at() -> None:
+    model, data = ThreeHeads(), batch()
+    aggregator = EqualLength()
+    seen, held = (backward(model(*data), aggregator, refresh_every=2) for _ in range(2))
+    assert "compared on 384 parameters in 4 tensors; of their own: seg 34, depth 34, normals 34" in seen.summary()
+    assert seen.looked and not held.looked
+    assert (
+        repr(held).endswith("gradients not looked at; held weights)") and "not looked at" in held.summary() and " nan" not in held.summary()
+    )
+    assert "a rule for every coordinate" in repr(backward(model(*data), SignVote()))
+    one = backward([sum(model(*data).values())], EqualLength())
+    assert one.summary().startswith("1 loss, strategy rows, 1 backward pass\n") and "Pass the losses, not their sum" in one.summary()
+    p = nn.Parameter(torch.tensor([1.0, 2.0]))
+    agree = backward({"a": p.sum(), "b": p[0]}, EqualLength())
+    assert "no conflict: the smallest cosine, 0.71, is that of a and b" in agree.summary()
+    assert agree.to_frame()["cosine with b"].to_list() == pytest.approx([0.5**0.5, 1.0])
+
+
+@pytest.mark.parametrize("strategy", ["rows", "sketch"])
+def test_every_parameter_has_a_gradient_of_its_own(strategy: str) -> None:
+    a, b, head, other = (nn.Parameter(torch.ones(3)) for _ in range(4))
+    shared = a + b  # a pass returns one tensor for both, expanded from a single number
+    backward([shared.sum(), 2 * shared.sum() + (head + other).sum()], PCGrad(), strategy=strategy)
+    nn.utils.clip_grad_norm_([a, head], 0.1)
+    torch.testing.assert_close(b.grad, torch.full((3,), 3.0))
+    torch.testing.assert_close(other.grad, torch.ones(3))
+
+
+def test_a_gradient_is_laid_out_as_its_parameter() -> None:
+    w = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    backward([w.sin().sum(), w.contiguous().cos().sum()], Sum())
+    assert w.grad is not None and w.grad.stride() == w.stride()
+
+
+def test_a_sparse_gradient_that_is_there_is_added_to() -> None:
+    table = nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    rows = table(torch.tensor([1, 2]))
+    backward([rows.sum(), 2 * rows.sum()], Sum())
+    assert table.weight.grad is not None
+    torch.testing.assert_close(table.weight.grad.to_dense()[:, 0], torch.tensor([0.0, 4.0, 3.0, 0.0, 0.0]))
+
+
+def test_weights_with_a_graph_leave_none_in_grad() -> None:
+    class Learned(EqualLength):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def weights(self, s: GradientStatistics) -> torch.Tensor:
+            return self.own
+
+    p, aggregator = nn.Parameter(torch.ones(3)), Learned()
+    for _ in range(2):
+        backward([p.sum(), p.sin().sum()], aggregator)
+    assert p.grad is not None and not p.grad.requires_grad
+
+
+def test_shared_parameters_left_out_of_a_recomputed_step_get_the_weighted_sum() -> None:
+    grads = []
+    for again in (False, True):
+        model, data = ThreeHeads(), batch()
+        backward((lambda: model(*data)) if again else model(*data), EqualLength(), params=model.trunk[0].parameters())  # noqa: B023
+        grads.append(in_one(list(model.parameters())))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+class Infinite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g: torch.Tensor) -> torch.Tensor:
+        return g * torch.inf
+
+
+@pytest.mark.parametrize("options", [{"refresh_every": 2}, {"features": True}], ids=str)
+def test_a_sum_that_is_not_finite_reaches_nothing_that_is_kept(options: dict[str, int]) -> None:
+    """The gradients themselves were not looked at in such a step."""
+    p, aggregator = nn.Parameter(torch.ones(2)), Momentum()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+    def step(spoiled: bool, **more) -> None:
+        p.grad = None
+        z = 1 * (Infinite.apply(p) if spoiled else p)
+        backward([z.sum(), (z * z).sum()], aggregator, **(options if "features" not in options else {"features": z}), **more)
+
+    step(False, scaler=scaler)
+    before = {name: value.clone() for name, value in aggregator.state_dict().items() if name.startswith("momentum")}
+    with pytest.raises(CounterpoiseError, match="gradients: got nan or inf in the weighted sum"):
+        step(True)
+    assert p.grad is None
+    step(False, scaler=scaler)
+    before = aggregator.momentum_0.clone()
+    step(True, scaler=scaler) if "features" in options else [step(True, scaler=scaler) for _ in range(1)]
+    assert p.grad is not None and not torch.isfinite(p.grad).all()
+    assert torch.equal(aggregator.momentum_0, before)
+
+
+def test_a_compiled_trunk_and_heads_outside_are_told_apart() -> None:
+    model, data = ThreeHeads(), batch()
+    grads = []
+    for trunk in (model.trunk, torch.compile(model.trunk, backend="aot_eager")):
+        model.zero_grad()
+        backward(model.losses_at(trunk(data[0]), data[1]), EqualLength())
+        grads.append(in_one(list(model.parameters())))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("wrapped", [{"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+@pytest.mark.parametrize("inside", [True, False])
+def test_outputs_of_a_wrapped_model_are_told_apart(wrapped: dict[str, bool], inside: bool, tmp_path: Path) -> None:
+    """All of them pass through one node there, also beside outputs that are no tensors."""
+
+    class Model(ThreeHeads):
+        def forward(self, x, y):
+            losses = super().forward(x, y) if inside else {name: self.heads[name](self.trunk(x)) for name in NAMES}
+            return {"none": None} | losses | {"three": 3, "unused": x.sum() * self.trunk[0].bias.sum()}
+
+    def step(model: nn.Module) -> torch.Tensor:
+        x, y = batch()
+        out = model(x, y)
+        backward({name: out[name] if inside else (out[name] - y[:, i]).square().mean() for i, name in enumerate(NAMES)}, EqualLength())
+        return in_one(list(model.parameters()))
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        torch.testing.assert_close(step(DistributedDataParallel(Model(), **wrapped)), step(Model()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_features_that_no_loss_depends_on_are_refused() -> None:
+    model, (x, y) = ThreeHeads(), batch()
+    z = model.trunk(x)
+    with pytest.raises(CounterpoiseError, match="features: got a tensor that no loss depends on"):
+        backward(model.losses_at(z, y), EqualLength(), features=z.clone())
+
+
+def test_a_group_that_is_absent_does_not_stop_gradnorm() -> None:
+    model, aggregator = nn.Linear(4, 3), GradNorm(lr=0.1)
+    losses = GroupLoss(nn.CrossEntropyLoss(reduction="none"), 3)
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    backward(losses(model(x), y, torch.arange(8) % 2), aggregator)
+    assert aggregator.first_losses[2] == 0 and aggregator.loss_weights.sum() == pytest.approx(3.0)
+    two = GradNorm(lr=0.1)
+    backward(GroupLoss(nn.CrossEntropyLoss(reduction="none"), 2)(model(x), y, torch.arange(8) % 2), two)
+    torch.testing.assert_close(aggregator.loss_weights[0] / aggregator.loss_weights[1], two.loss_weights[0] / two.loss_weights[1])
+    report = backward(losses(model(x), y, torch.arange(8) % 3), aggregator)
+    torch.testing.assert_close(aggregator.first_losses[2], report.losses[2])

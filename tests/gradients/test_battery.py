@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from counterpoise.gradients import MGDA, SAMGS, CAGrad, GCond, GradientAnnealing, GradNorm, PCGrad, WinsorizedMean
+from counterpoise.gradients import MGDA, SAMGS, CAGrad, GCond, GradientAnnealing, GradNorm, PCGrad, Sum, WinsorizedMean
 from tests.batteries.gradients import AGGREGATOR_CHECKS, AggregatorCase, two_ranks_are_one_process
 from tests.gradients import examples
 
@@ -17,6 +17,7 @@ def pcgrad() -> PCGrad:
 
 
 CASES = [
+    AggregatorCase("sum", Sum, mean=False),
     AggregatorCase("winsorized", WinsorizedMean, spans=False),
     AggregatorCase("winsorized-0", partial(WinsorizedMean, percent=0)),
     AggregatorCase("winsorized-half", partial(WinsorizedMean, percent=50), spans=False),
@@ -37,7 +38,7 @@ CASES = [
 ]
 # The base class, with a method of every kind.
 KINDS = [
-    AggregatorCase("sum", examples.Sum, mean=False),
+    AggregatorCase("from-nothing", examples.Sum, mean=False),
     AggregatorCase("equal-length", examples.EqualLength),
     AggregatorCase("bounded", examples.Bounded, homogeneous=False, mean=False, one_row_is_kept=False),
     AggregatorCase("smoothed", examples.Smoothed, mean=False, one_row_is_kept=False),

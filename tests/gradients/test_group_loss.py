@@ -3,13 +3,14 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from counterpoise import Groups
 from counterpoise._errors import InputError
-from counterpoise.gradients import GroupLoss
+from counterpoise.gradients import GroupLoss, PCGrad, backward
 from counterpoise.gradients._group_loss import members_of
 
 squares = nn.MSELoss(reduction="none")
@@ -150,3 +151,17 @@ def test_refuses_ids(group, message) -> None:
 def test_refuses_losses_that_are_reduced(loss, message) -> None:
     with pytest.raises(InputError, match=message):
         GroupLoss(loss, 2)(torch.zeros(3), torch.zeros(3), torch.tensor([0, 1, 0]))
+
+
+def test_reports_name_the_groups_and_say_who_is_absent() -> None:
+    groups = Groups.from_labels(["cat", "dog", "ant", "dog", "cat", "cat"])
+    loss = GroupLoss(nn.MSELoss(reduction="none"), groups)
+    assert loss.n_groups == 3 and loss.names == groups.names
+    net = nn.Linear(2, 1)
+    rows = np.array([1, 3, 4])  # no ant
+    output = net(torch.randn(3, 2, generator=torch.Generator().manual_seed(0)))[:, 0]
+    report = backward(loss(output, torch.ones(3), groups.ids[rows]), PCGrad())
+    assert report.names == groups.names and report.strategy == "ghost"
+    assert report.notes == ("No example in this batch: ant.",)
+    with pytest.raises(InputError, match=r"Make Groups once for the data set, and pass groups\.ids\[batch\]"):
+        loss(output, torch.ones(3), Groups.from_labels(["dog", "dog", "cat"]))

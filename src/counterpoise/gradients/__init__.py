@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._report import GradientReport as GradientReport
     from ._sam_gs import SAMGS as SAMGS
     from ._statistics import GradientStatistics as GradientStatistics
+    from ._sum import Sum as Sum
     from ._torchjd import as_torchjd as as_torchjd
     from ._winsorized import WinsorizedMean as WinsorizedMean
 
@@ -39,6 +40,7 @@ __getattr__, __dir__, __all__ = attach(
         "GradientReport": "_report",
         "SAMGS": "_sam_gs",
         "GradientStatistics": "_statistics",
+        "Sum": "_sum",
         "as_torchjd": "_torchjd",
         "WinsorizedMean": "_winsorized",
     },

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoise._errors import bad_input, check_choice, listing
+from counterpoise._dist import all_gather_objects
+from counterpoise._errors import InputError, bad_input, check_choice, check_range, listing
 
-from ._backward import HEADS, Step, loss_scale
+from ._backward import HEADS, Step, check_row_dtype, check_sketch_dim, loss_scale, refuse_scaled
 from ._losses import Leaves, Terms, checked_params, leaves_of
 from ._report import GradientReport
-from ._rows import Parts, Traces
+from ._rows import REDUCE, Parts, Traces
 from ._torchjd import adapted
 from ._tracer import SKETCH_DIM, Tracer
 
@@ -79,6 +81,9 @@ class Accumulator:
     ) -> None:
         check_choice("mode", mode, MODES)
         check_choice("heads", heads, HEADS)
+        check_choice("reduce", reduce, REDUCE)
+        check_row_dtype(row_dtype)
+        check_range("sketch_dim", sketch_dim, low=1, integer=True)
         self.params = checked_params(params)
         self.aggregator = adapted(aggregator)
         self.mode = mode
@@ -103,8 +108,7 @@ class Accumulator:
         self._count: dict[str, int] = {}
         self._together: dict[tuple[str, str], int] = {}
         self._products: dict[tuple[str, str], Tensor] = {}
-        self._own: dict[str, dict[Tensor, Tensor]] = {}
-        self._others: dict[str, dict[Tensor, Tensor]] = {}
+        self._rest: dict[str, dict[Tensor, Tensor]] = {}  # of parameters that are not in params
 
     def backward(self, losses: Tensor | Sequence[Tensor] | Mapping[str, Tensor], task: str | None = None) -> None:
         """Add the gradients of one micro-batch.
@@ -119,7 +123,8 @@ class Accumulator:
         Raises
         ------
         InputError
-            If losses have no graph, or are others than those of the micro-batches before. Nothing was added then.
+            If losses have no graph, or are others than those of the micro-batches before. Nothing was added then. If the graph of a later
+            loss cannot be used (again), the sums so far are let go.
         """
         if (task is None) == (self.mode == "stochastic"):
             wanted = "the name of the task whose loss this is" if task is None else "None in sequential mode"
@@ -133,14 +138,22 @@ class Accumulator:
                 "Call scaler.update() after acc.step().",
             )
         terms = Terms.of({task: losses} if task is not None else losses, scale)
+        refuse_scaled(terms, self.scaler)
         if self.mode == "sequential" and self._names and terms.names != self._names:
             bad_input("losses", ", ".join(terms.names), f"those of before, {listing(self._names)}", "Make a new Accumulator for others.")
+        names = tuple(dict.fromkeys([*self._names, *terms.names]))
+        check_sketch_dim(self._tracer.dim, len(names))
         leaves = leaves_of(terms, self.params)
         traces = Traces(len(terms), leaves, self._tracer)
         for i, name in enumerate(terms.names):
-            inputs = [*self.params, *leaves.heads[i], *leaves.others]
-            found = terms.gradient(i, inputs, retain=i < len(terms) - 1)
-            self._add(name, found, leaves, i, traces, scale)
+            rest = [*leaves.heads[i], *leaves.others]
+            try:
+                found = terms.gradient(i, [*self.params, *rest], retain=i < len(terms) - 1)
+            except InputError:
+                if i:  # some gradients of this micro-batch are in the sums
+                    self._clear()
+                raise
+            self._add(name, found, rest, traces, scale)
         values, products = terms.values(), traces.gramian()
         for i, name in enumerate(terms.names):
             self._losses[name] = self._losses.get(name, 0) + values[i]
@@ -149,13 +162,12 @@ class Accumulator:
                 pair = (other, name)
                 self._together[pair] = self._together.get(pair, 0) + 1
                 self._products[pair] = self._products.get(pair, 0) + products[i, j]
-        if not self._names or self.mode == "stochastic":
-            self._names = tuple(dict.fromkeys([*self._names, *terms.names]))
+        self._names = names
         self._micro += 1
         self._scale = scale
 
-    def _add(self, name: str, found: list[Tensor | None], leaves: Leaves, i: int, traces: Traces, scale: float) -> None:
-        """Add one gradient to the sums."""
+    def _add(self, name: str, found: list[Tensor | None], rest: list[Tensor], traces: Traces, scale: float) -> None:
+        """Add one gradient, by ``params`` and by the ``rest``, to the sums."""
         P = len(self.params)
         if name not in self._rows:
             dtypes = [torch.float64 if p.dtype == torch.float64 else self.row_dtype for p in self.params]
@@ -164,14 +176,10 @@ class Accumulator:
         for total, g in zip(self._rows[name], found, strict=False):
             if g is not None:
                 total.add_(g.reshape(-1).to(total.dtype), alpha=1 / scale)
-        for kept, ps, gs in (
-            (self._own, leaves.heads[i], found[P:]),
-            (self._others, leaves.others, found[P + len(leaves.heads[i]) :]),
-        ):
-            sums = kept.setdefault(name, {})
-            for p, g in zip(ps, gs, strict=False):
-                if g is not None:
-                    sums[p] = g + sums[p] if p in sums else g
+        sums = self._rest.setdefault(name, {})
+        for p, g in zip(rest, found[P:], strict=True):
+            if g is not None:
+                sums[p] = g + sums[p] if p in sums else g
 
     def step(self) -> GradientReport:
         """Combine the averages, add the result to ``.grad``, and start again.
@@ -188,6 +196,8 @@ class Accumulator:
         """
         if not self._micro:
             bad_input("step", "no micro-batch", "at least one acc.backward(losses) before acc.step()")
+        if self.mode == "stochastic":
+            self._names = self._agreed(self._names)
         names, m, device = self._names, len(self._names), self.params[0].device
         count = torch.tensor([float(self._count.get(name, 0)) for name in names], dtype=torch.float64, device=device)
         rows = []
@@ -201,9 +211,11 @@ class Accumulator:
             rows.append(part)
         losses = torch.stack([self._losses.get(name, torch.zeros((), dtype=torch.float64, device=device)) for name in names])
         terms = Terms(names, (losses / count.clamp(min=1),), self._scale)
-        heads = tuple(tuple(self._own.get(name, {})) for name in names)
-        own: dict[Tensor, Tensor | None] = {p: g / self._count[name] for name, sums in self._own.items() for p, g in sums.items()}
-        others = {name: {p: g / self._count[name] for p, g in sums.items()} for name, sums in self._others.items()}
+        rest = {name: {p: g / self._count[name] for p, g in self._rest.get(name, {}).items()} for name in names}
+        # With one task at a time, only now it is known which parameters are those of several.
+        reached = Counter(p for sums in rest.values() for p in sums)
+        heads = tuple(tuple(p for p in rest[name] if reached[p] == 1) for name in names)
+        own: dict[Tensor, Tensor | None] = {p: g for sums in rest.values() for p, g in sums.items() if reached[p] == 1}
         passes, micro, parts = sum(self._count.values()), self._micro, self._parts(count)
         self._clear()
         step = Step(
@@ -221,10 +233,23 @@ class Accumulator:
         weights = torch.where(report.weights.isnan(), 1.0, report.weights)
         mixed: dict[Tensor, Tensor] = {}
         for name, weight in zip(names, weights.tolist(), strict=True):
-            for p, g in others.get(name, {}).items():
-                mixed[p] = mixed[p] + weight * g if p in mixed else weight * g
+            for p, g in rest[name].items():
+                if reached[p] > 1:
+                    mixed[p] = mixed[p] + weight * g if p in mixed else weight * g
         step.write(mixed)
         return report
+
+    def _agreed(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The tasks in the order of the first process: each has seen them in its own."""
+        everywhere = all_gather_objects(names, self.process_group)
+        if len({frozenset(known) for known in everywhere}) > 1:
+            self._clear()
+            missing = sorted(set().union(*everywhere) - set.intersection(*map(set, everywhere)))
+            bad_input(
+                "task", f"{listing(missing)} in some processes only", "the same tasks in every process",
+                "Give each process a micro-batch of every task before the first step().",
+            )  # fmt: skip
+        return tuple(everywhere[0])
 
     def _parts(self, count: Tensor) -> Parts | None:
         """The micro-batches as independent parts of the averages."""

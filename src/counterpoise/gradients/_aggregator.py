@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from counterpoise._errors import bad_input
+from counterpoise._errors import bad_input, listing
 from counterpoise._order_statistics import single
 
 from ._statistics import NEEDS, GradientStatistics
@@ -73,6 +73,7 @@ class Aggregator(nn.Module):
         super().__init__()
         self.last: dict[str, Any] = {}
         self._lazy: set[str] = set()
+        self._named: tuple[str, ...] = ()  # the losses of the steps so far
         self._tracer = Tracer()  # its random signs, once drawn
 
     def __init_subclass__(cls) -> None:
@@ -121,6 +122,7 @@ class Aggregator(nn.Module):
         for name in self._lazy:
             delattr(self, name)
         self._lazy.clear()
+        self._named = ()
 
     # ---- what is kept between steps -------------------------------------------------------------------------------------------------
 
@@ -142,8 +144,8 @@ class Aggregator(nn.Module):
         value: Tensor | None = getattr(self, name, None) if name in self._lazy else None
         if value is not None and like is not None and tuple(value.shape) != tuple(like):
             bad_input(
-                "jacobian", f"a shape that needs {name} of {tuple(like)}", f"the {tuple(value.shape)} of the steps before",
-                f"{self.label} remembers groups and parameters; after changing them, call reset().",
+                "gradients", f"losses or parameters for which {name} is {tuple(like)}", f"the {tuple(value.shape)} of the steps before",
+                f"{self.label} remembers losses and parameters; after changing them, call reset().",
             )  # fmt: skip
         return value
 
@@ -157,6 +159,23 @@ class Aggregator(nn.Module):
     def remember(self, traces: Tensor) -> None:
         """Keep the rows of this step, or their sketch, for :meth:`cross` of the next."""
         self.keep("previous_rows", traces)
+
+    def check_order(self, names: tuple[str, ...]) -> None:
+        """Refuse losses that come in another order than before: what is kept belongs to places in it."""
+        if self._lazy and names != self._named and set(names) == set(self._named):
+            bad_input(
+                "losses", f"the order {listing(names)}", f"that of the steps before, {listing(self._named)}", f"{self.label} remembers."
+            )
+        self._named = names
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Whose state it is, so that it is not loaded into another method."""
+        return {"aggregator": self.label}
+
+    def set_extra_state(self, state: Any) -> None:
+        whose = state.get("aggregator") if isinstance(state, Mapping) else None
+        if whose != self.label:
+            bad_input("state_dict", f"the state of {whose or 'something else'}", f"that of {self.label}")
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # What is kept comes into being with the first step, so that a new object has none of it.

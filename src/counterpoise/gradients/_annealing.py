@@ -29,14 +29,17 @@ from ._statistics import GradientStatistics
 
 __all__ = ["GradientAnnealing", "annealed", "compared", "largest_and_mean"]
 
+WEAK = 10.0  # a term this many times the size of the reference makes one wonder
+
 
 class GradientAnnealing(Aggregator):
     r"""Weighs loss terms so that the gradient of each is seen beside that of the reference term, which keeps the weight 1.
 
     Parameters
     ----------
-    reference : int >= 0, default 0
-        Position of the term that dominates, such as the residual of the equation.
+    reference : int >= 0 or str, default 0
+        Position or name of the term that dominates, such as the residual of the equation. The others are raised to it: with a weak term as
+        the reference nothing is cured, and the report says so.
     alpha : float in (0, 1], default 0.1
         Share of the new value in the moving average: the published code keeps 0.9 of the old one. (The first version of the paper prints
         0.9 with the same formula.) The paper reports little difference between 0.05 and 0.2.
@@ -98,7 +101,7 @@ class GradientAnnealing(Aggregator):
 
     def __init__(
         self,
-        reference: int = 0,
+        reference: int | str = 0,
         alpha: float = 0.1,
         statistic: Literal["max_mean", "norm"] = "max_mean",
         update_every: int = 10,
@@ -109,7 +112,8 @@ class GradientAnnealing(Aggregator):
         mean: Literal["tensors", "entries"] = "tensors",
     ) -> None:
         super().__init__()
-        check_range("reference", reference, low=0, integer=True)
+        if not isinstance(reference, str):
+            check_range("reference", reference, low=0, integer=True)
         check_range("alpha", alpha, low=0.0, high=1.0, open_low=True)
         check_choice("statistic", statistic, ("max_mean", "norm"))
         check_range("update_every", update_every, low=1, integer=True)
@@ -119,7 +123,7 @@ class GradientAnnealing(Aggregator):
         if eps >= 1:
             bad_input("eps", eps, "a number below 1", "It is a share of the other gradient.")
         check_choice("mean", mean, ("tensors", "entries"))
-        self.reference = int(reference)
+        self.reference = reference if isinstance(reference, str) else int(reference)
         self.alpha = float(alpha)
         self.statistic = statistic
         self.update_every = int(update_every)
@@ -135,9 +139,8 @@ class GradientAnnealing(Aggregator):
     def weights(self, s: GradientStatistics) -> Tensor:
         """The weights (m,) after one update of the moving average."""
         m = len(s)
-        if self.reference >= m:
-            bad_input("reference", self.reference, f"the position of one of the {m} terms, 0 to {m - 1}")
-        sizes = self._sizes(s)
+        at = self._position(s)
+        sizes = self._sizes(s, at)
         before = self.kept("lambdas", (m,))
         old = torch.ones(m, dtype=torch.float64, device=sizes.device) if before is None else before.to(sizes)
         if not bool(torch.isfinite(sizes).all()):
@@ -148,15 +151,17 @@ class GradientAnnealing(Aggregator):
             self.last = {"lambdas": old.clone(), "kept": s.names, "clipped": ()}
             return old.clone()
         new, moved = annealed(
-            old, sizes[self.reference], sizes, reference=self.reference, alpha=self.alpha,
+            old, sizes[at], sizes, reference=at, alpha=self.alpha,
             self_normalized=self.self_normalized, eps=self.eps,
         )  # fmt: skip
         clipped = new > self.max_weight
-        clipped[self.reference] = False
+        clipped[at] = False
         new = torch.where(clipped, self.max_weight, new)
         self.keep("lambdas", new)
-        self.last = {"lambdas": new.clone(), "kept": _names(s, ~moved, self.reference), "clipped": _names(s, clipped, self.reference)}
-        self._report(s, sizes)
+        self.last = {
+            "lambdas": new.clone(), "kept": _names(s, ~moved, at), "clipped": _names(s, clipped, at), "notes": self._weak_reference(s, at),
+        }  # fmt: skip
+        self._report(s, sizes, at)
         return new.clone()
 
     def reset(self) -> None:
@@ -164,17 +169,37 @@ class GradientAnnealing(Aggregator):
         self._warned.clear()
 
     def extra_repr(self) -> str:
-        return f"reference={self.reference}, alpha={self.alpha:g}, statistic={self.statistic!r}, update_every={self.update_every}"
+        return f"reference={self.reference!r}, alpha={self.alpha:g}, statistic={self.statistic!r}, update_every={self.update_every}"
 
-    def _sizes(self, s: GradientStatistics) -> Tensor:
+    def _position(self, s: GradientStatistics) -> int:
+        m = len(s)
+        if isinstance(self.reference, str):
+            if self.reference not in s.names:
+                bad_input("reference", self.reference, f"the name of one of the terms, {listing(s.names)}")
+            return s.names.index(self.reference)
+        if self.reference >= m:
+            bad_input("reference", self.reference, f"the position of one of the {m} terms, 0 to {m - 1}")
+        return self.reference
+
+    def _weak_reference(self, s: GradientStatistics, at: int) -> tuple[str, ...]:
+        """Whether another term is the one that dominates."""
+        size = s.gramian.diagonal().clamp(min=0).sqrt() if self.statistic == "norm" else largest_and_mean(s, self.scope, self.mean)[1]
+        i = int(size.argmax())
+        if size[at] == 0 or size[i] < WEAK * size[at]:
+            return ()
+        names = s.names or tuple(str(k) for k in range(len(s)))
+        ratio = float(size[i] / size[at])
+        return (f"The gradient of {names[i]} is {ratio:.0f} times the size of that of the reference, {names[at]}: reference={names[i]!r}?",)
+
+    def _sizes(self, s: GradientStatistics, at: int) -> Tensor:
         """What is compared, (m,): at the reference the size that stands above, elsewhere those that stand below."""
         if self.statistic == "norm":
             return s.gramian.diagonal().clamp(min=0).sqrt()
         largest, mean = largest_and_mean(s, self.scope, self.mean)
-        mean[self.reference] = largest[self.reference]
+        mean[at] = largest[at]
         return mean
 
-    def _report(self, s: GradientStatistics, sizes: Tensor) -> None:
+    def _report(self, s: GradientStatistics, sizes: Tensor, at: int) -> None:
         if self.last["clipped"]:
             self._warn(
                 "clipped", f"Weights of {listing(self.last['clipped'])} reached max_weight={self.max_weight:g} and were clipped. A weight "
@@ -182,7 +207,7 @@ class GradientAnnealing(Aggregator):
             )  # fmt: skip
         if "rowstats" not in self.needs:
             return
-        elsewhere = _names(s, (sizes == 0) & (s.abs_max.amax(dim=1) > 0), self.reference)
+        elsewhere = _names(s, (sizes == 0) & (s.abs_max.amax(dim=1) > 0), at)
         if elsewhere:
             self._warn(
                 "scope", f"{listing(elsewhere)}: no gradient in the parameters that are compared (scope={self.scope!r}), only in others; "

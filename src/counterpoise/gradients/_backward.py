@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from counterpoise._dist import all_reduce_mean_, world_size
-from counterpoise._errors import InputError, bad_input, check_choice, check_range
+from counterpoise._errors import InputError, bad_input, check_choice, check_range, listing
 from counterpoise._order_statistics import single
 
 from ._aggregator import Aggregator
@@ -27,12 +27,12 @@ from ._ghost import ghost_gramian
 from ._group_loss import members_of
 from ._losses import Leaves, Terms, leaves_of, reached_from
 from ._report import GradientReport
-from ._rows import Parts, Traces, chosen_reduce, empty_rows, released, statistics_of_rows, statistics_of_traces
-from ._statistics import GradientStatistics, nothing_known, refuse_row
+from ._rows import REDUCE, Parts, Traces, chosen_reduce, empty_rows, released, statistics_of_rows, statistics_of_traces
+from ._statistics import SKIP, GradientStatistics, nothing_known, refuse_row
 from ._torchjd import WholeMatrix, adapted
 from ._tracer import SKETCH_DIM, Tracer
 
-__all__ = ["HEADS", "Step", "accumulate", "backward", "loss_scale"]
+__all__ = ["HEADS", "Step", "accumulate", "backward", "check_row_dtype", "check_sketch_dim", "loss_scale", "refuse_scaled"]
 
 STRATEGIES = ("auto", "rows", "sketch", "ghost", "features", "recompute")
 HEADS = ("own", "weighted")
@@ -68,7 +68,8 @@ def backward(
 
     **Heads.** A parameter that only one loss reaches is not shared. It gets the gradient of its own loss, *unweighted*, so that heads learn
     at the pace of single-task training; with ``heads="weighted"`` it gets :math:`w_i` times that, as if the weighted sum had been
-    differentiated. Libraries differ here: compare results with this in mind.
+    differentiated. Libraries differ here: compare results with this in mind. Which losses reach a parameter is read off the graph, in
+    which a compiled module is one node: keep heads out of ``torch.compile``, or they are taken for shared.
 
     Parameters
     ----------
@@ -147,11 +148,11 @@ def backward(
     """
     check_choice("strategy", strategy, STRATEGIES)
     check_choice("heads", heads, HEADS)
+    check_choice("reduce", reduce, REDUCE)
     if refresh_every is not None:
         check_range("refresh_every", refresh_every, low=1, integer=True)
     check_range("sketch_dim", sketch_dim, low=1, integer=True)
-    if row_dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        bad_input("row_dtype", row_dtype, "a floating dtype, such as torch.float32 or torch.bfloat16")
+    check_row_dtype(row_dtype)
     method = adapted(aggregator)
     closure: Callable[[], Any] | None = None
     if callable(losses) and not isinstance(losses, Tensor):
@@ -162,10 +163,10 @@ def backward(
         bad_input("losses", type(losses).__name__, "a function that computes the losses, for strategy='recompute'")
     again = _repeatable(closure) if closure is not None else None
     terms = Terms.of(again() if again is not None else losses, loss_scale(scaler))
+    refuse_scaled(terms, scaler)
     z = _features(features, strategy)
     leaves = leaves_of(terms, params if params is not None or z is None else _trunk(z))
-    if sketch_dim < 8 * len(terms):
-        bad_input("sketch_dim", sketch_dim, f"at least {8 * len(terms)}, 8 for each of the {len(terms)} losses")
+    check_sketch_dim(sketch_dim, len(terms))
     step = Step(
         terms, method, leaves,
         weighted_heads=heads == "weighted",
@@ -212,6 +213,7 @@ class Step:
         if not self.skips and bool(wrong.any()):
             # Its gradient would make those of the others NaN, too, where they are parts of one tensor.
             refuse_row(wrong, self.terms.names, "losses")
+        self.method.check_order(self.terms.names)
 
     # ---- weights of an earlier step -------------------------------------------------------------------------------------------------
 
@@ -268,16 +270,23 @@ class Step:
         for i in range(m):
             terms = self.terms
             if again is not None and i:
-                terms = Terms.of(again(), self.terms.scale)
-                if len(terms) != m:
-                    bad_input("losses", f"a function with {len(terms)} losses, {m} before", "the same losses at every call")
+                terms = self._fresh(again)
             keeps = again is None and (self.retain or i < m - 1 or bool(self.leaves.others))
             found = terms.gradient(i, [*shared, *self.leaves.heads[i]], retain=keeps)
             for part, g in zip(rows, found, strict=False):
                 _fill(part[i], g, 1 / self.terms.scale)
             self.own.update(zip(self.leaves.heads[i], found[len(shared) :], strict=True))
             del found
+        if again is not None and self.leaves.others:
+            self.terms = self._fresh(again)  # for the weighted sum, which they get
         return self.resolved(rows, strategy, passes=m)
+
+    def _fresh(self, again: Callable[[], Any]) -> Terms:
+        """The losses of another forward pass."""
+        terms, m = Terms.of(again(), self.terms.scale), len(self.terms)
+        if len(terms) != m:
+            bad_input("losses", f"a function with {len(terms)} losses, {m} before", "the same losses at every call")
+        return terms
 
     def resolved(self, rows: list[Tensor], strategy: str, *, passes: int, n_micro: int = 1, parts: Parts | None = None) -> GradientReport:
         """From the rows (m, n_p) of all shared parameters, which are let go on the way."""
@@ -376,12 +385,18 @@ class Step:
                 "Features are others at every step, and have no entries of parameters.",
             )  # fmt: skip
         m = len(self.terms)
-        rows = [torch.zeros(m, part.numel(), dtype=single(part).dtype, device=part.device) for part in z]
+        rows, reached = [torch.zeros(m, part.numel(), dtype=single(part).dtype, device=part.device) for part in z], False
         for i in range(m):
             found = self.terms.gradient(i, [*z, *self.leaves.heads[i]], retain=True)
+            reached = reached or any(g is not None for g in found[: len(z)])
             for part, g in zip(rows, found, strict=False):
                 _fill(part[i], g, 1 / self.terms.scale)
             self.own.update(zip(self.leaves.heads[i], found[len(z) :], strict=True))
+        if not reached:
+            bad_input(
+                "features", "a tensor that no loss depends on", "the one from which the losses were computed",
+                "DistributedDataParallel may return copies: compute the losses from what it returned.",
+            )  # fmt: skip
         gramian = torch.zeros(m, m, dtype=torch.float64, device=z[0].device)
         for part in rows:
             gramian += part.double() @ part.double().T
@@ -434,13 +449,13 @@ class Step:
             for (at, p), g in zip(own, again, strict=True):
                 mixed[at] = torch.zeros_like(p) if g is None else g
         all_reduce_mean_(mixed, self.group)
-        finishes = type(self.method).finish is not Aggregator.finish
-        for slot, p in enumerate(leaves.shared):
-            one = mixed[slot]
-            if finishes:
+        finite = _all_finite(mixed[: len(leaves.shared)])
+        if not finite and not self.skips:
+            bad_input("gradients", "nan or inf in the weighted sum", "finite values", SKIP)
+        finishes = finite and type(self.method).finish is not Aggregator.finish
+        for slot, (p, one) in enumerate(zip(inputs, released(mixed), strict=True)):
+            if finishes and slot < len(leaves.shared):
                 one = (self.method.finish(single(one).reshape(-1) / scale, slot, s) * scale).reshape(p.shape)
-            accumulate(p, one)
-        for p, one in zip(inputs[len(leaves.shared) :], mixed[len(leaves.shared) :], strict=True):
             accumulate(p, one)
         self._write_heads(weights)
         return 1 + len(small)
@@ -477,9 +492,7 @@ class Step:
         ones = torch.ones(len(self.terms), dtype=torch.float64)
         inputs = list(self.leaves.shared)
         found = sums if sums is not None else self.terms.weighted(ones, inputs, retain=self.retain)
-        for p, one in zip(inputs, found, strict=True):
-            if one is not None:
-                accumulate(p, one.reshape(p.shape))
+        self.write({p: torch.zeros_like(p) if one is None else one.reshape(p.shape) for p, one in zip(inputs, found, strict=True)})
         s = nothing_known(self.losses, self.leaves.shapes, self.terms.names)
         report = self._report(s, None, strategy, passes, 0)
         return replace(report, details={}, notes=("A gradient was not finite: the step is left to the scaler, which skips it.",))
@@ -492,8 +505,20 @@ class Step:
                 *notes,
                 f"{self.method.label} takes the whole Jacobian: {taken:,} bytes of rows, and as much again for the matrix.",
             )
-        details = self.method.last if strategy not in ("held weights",) else {}
-        return GradientReport.of(s, weights, strategy=strategy, passes=passes, bytes_rows=taken, details=details, notes=notes)
+        details = self.method.last if strategy != "held weights" else {}
+        absent = [] if self.members is None else [name for name, n in zip(s.names, self.members.counts.tolist(), strict=True) if not n]
+        if absent:
+            notes = (*notes, f"No example in this batch: {listing(absent)}.")
+        return GradientReport.of(
+            s, weights, strategy=strategy, passes=passes, bytes_rows=taken, details=details,
+            notes=(*notes, *details.get("notes", ())), compared=self._compared(strategy),
+        )  # fmt: skip
+
+    def _compared(self, strategy: str) -> str:
+        shared, heads = self.leaves.shared, self.leaves.heads
+        where = "at the features" if strategy == "features" else f"on {sum(self.leaves.sizes):,} parameters in {len(shared)} tensors"
+        own = [f"{name} {sum(p.numel() for p in own):,}" for name, own in zip(self.terms.names, heads, strict=True) if own]
+        return f"compared {where}" + (f"; of their own: {listing(own, 6)}" if own else "")
 
 
 def _chosen(strategy: str, step: Step, z: list[Tensor] | None) -> str:
@@ -519,6 +544,12 @@ def _chosen(strategy: str, step: Step, z: list[Tensor] | None) -> str:
     itemsize = torch.empty((), dtype=step.row_dtype).element_size()
     taken = len(step.terms) * sum(step.leaves.sizes) * itemsize
     return "rows" if taken < PART_OF_MEMORY * _free_bytes(step.leaves.shared[0].device) else "sketch"
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all entries are finite; the largest is NaN if any entry is."""
+    largest = [torch.linalg.vector_norm(part, torch.inf) for part in tensors if part.numel()]
+    return not largest or bool(torch.isfinite(torch.stack([one.to(largest[0]) for one in largest])).all())
 
 
 def _repeatable(closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -550,7 +581,18 @@ def _free_bytes(device: torch.device) -> int:
         return FREE_IF_UNKNOWN
 
 
+def refuse_scaled(terms: Terms, scaler: torch.amp.GradScaler | None) -> None:
+    """Refuse losses that went through ``scaler.scale``: they would be scaled twice."""
+    own = scaler._scale if scaler is not None and scaler.is_enabled() else None
+    for output in terms.outputs if own is not None else ():
+        factor = getattr(output.grad_fn, "_saved_other", None)
+        if isinstance(factor, Tensor) and factor.numel() == 1 and factor.data_ptr() == own.data_ptr():
+            bad_input("losses", "losses that are scaled already", "unscaled losses, with scaler=scaler", "Leave out scaler.scale(loss).")
+
+
 def loss_scale(scaler: torch.amp.GradScaler | None) -> float:
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        bad_input("scaler", type(scaler).__name__, "a torch.amp.GradScaler")
     if scaler is None or not scaler.is_enabled():
         return 1.0
     scaler.scale(torch.ones((), device=scaler._device))  # makes its scale where there was none yet
@@ -572,7 +614,7 @@ def _features(features: Tensor | Sequence[Tensor] | None, strategy: str) -> list
 
 
 def _trunk(z: list[Tensor]) -> list[Tensor]:
-    return list(reached_from([get_gradient_edge(part).node for part in z]))
+    return list(reached_from([get_gradient_edge(part) for part in z]))
 
 
 def _tracer(method: Aggregator, dim: int) -> Tracer:
@@ -581,6 +623,16 @@ def _tracer(method: Aggregator, dim: int) -> Tracer:
     if not isinstance(known, Tracer) or known.dim != dim:
         known = method.__dict__["_tracer"] = Tracer(dim)
     return known
+
+
+def check_row_dtype(row_dtype: torch.dtype) -> None:
+    if row_dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        bad_input("row_dtype", row_dtype, "a floating dtype, such as torch.float32 or torch.bfloat16")
+
+
+def check_sketch_dim(sketch_dim: int, m: int) -> None:
+    if sketch_dim < 8 * m:
+        bad_input("sketch_dim", sketch_dim, f"at least {8 * m}, 8 for each of the {m} losses")
 
 
 def _fill(row: Tensor, g: Tensor | None, factor: float) -> None:
@@ -593,11 +645,11 @@ def _fill(row: Tensor, g: Tensor | None, factor: float) -> None:
 
 
 def accumulate(p: Tensor, g: Tensor) -> None:
-    """Add to ``.grad`` as ``backward()`` does."""
-    g = g.to(p.dtype)
+    """Add to ``.grad`` as ``backward()`` does, in memory of its own: what a pass returns may be that of another parameter, too."""
+    g = g.detach()
     if p.grad is None:
-        p.grad = g.detach().reshape(p.shape)
+        p.grad = torch.empty_like(p, requires_grad=False).copy_(g)
     elif p.grad.is_sparse:
-        p.grad = p.grad + g
+        p.grad = g.to(p.dtype) + p.grad
     else:
-        p.grad.add_(g)
+        p.grad.add_(g.to(p.dtype))

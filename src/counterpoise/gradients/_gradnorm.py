@@ -43,7 +43,8 @@ class GradNorm(Aggregator):
     ------
     Jacobian (m, n), or a dict of (m, \*shape) tensors; output (n,) or a dict. :meth:`weights` has shape (m,), is positive and sums to m. On
     a Jacobian alone, nothing is known of losses: all r are 1. With :func:`~counterpoise.gradients.backward` they are those of each step,
-    and L(0) is that of the first. A row of zeros keeps its weight but for the scaling.
+    and L(0) is that of the first. A row of zeros keeps its weight but for the scaling; with
+    a loss of 0 as well, it is a group without examples, which counts in no mean, and whose L(0) is that of the first step that has it.
 
     Attributes
     ----------
@@ -77,7 +78,8 @@ class GradNorm(Aggregator):
     def weights(self, s: GradientStatistics) -> Tensor:
         squared = self.gramian(s).diagonal()
         losses = s.losses.detach().to(squared)
-        wrong = ~(torch.isfinite(losses) & (losses > 0))
+        absent = (losses == 0) & (s.gramian.diagonal() == 0)
+        wrong = ~(torch.isfinite(losses) & (losses > 0)) & ~absent
         if bool(wrong.any()):
             i = int(wrong.nonzero()[0])
             named = s.names[i] if s.names else str(i)
@@ -88,14 +90,15 @@ class GradNorm(Aggregator):
         m = len(s)
         first, weights = self.kept("first_losses", (m,)), self.kept("loss_weights", (m,))
         if first is None or weights is None:
-            first = self.keep("first_losses", losses)
-            weights = torch.ones_like(losses)
-        first, weights = first.to(losses), weights.to(losses)
-        ratios = losses / first
-        rates = ratios / ratios.mean()
+            first, weights = torch.zeros_like(losses), torch.ones_like(losses)
+        weights = weights.to(losses)
+        first = self.keep("first_losses", torch.where(first.to(losses) > 0, first.to(losses), losses))  # 0 until there is one
+        ratios = torch.where(absent, 0.0, losses / first)
+        present = (~absent).sum().clamp(min=1)
+        rates = torch.where(absent, 1.0, ratios / (ratios.sum() / present))
         raw = squared.clamp(min=0).sqrt()
         lengths = weights * raw
-        targets = lengths.mean() * rates**self.alpha
+        targets = lengths.sum() / present * rates**self.alpha
         moved = (weights - self.lr * torch.sign(lengths - targets) * raw).clamp(min=SMALLEST)
         self.keep("loss_weights", moved * (m / moved.sum()))
         self.last = {"rates": rates, "lengths": lengths, "targets": targets}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from counterpoise.groups import Groups
 __all__ = ["GroupLoss", "Members", "members_of"]
 
 MARK = "_counterpoise_members"
+LABELS = "Groups.from_labels(labels) numbers the labels of a data set; pass groups.ids[batch]."
 
 
 class GroupLoss(nn.Module):
@@ -37,8 +39,9 @@ class GroupLoss(nn.Module):
     ----------
     loss : callable with ``reduction="none"``
         Called as ``loss(output, target)``; gives one loss per example, (b,) or (b, ...). Further dimensions are averaged over.
-    n_groups : int >= 1
-        Number of groups m. A group may have no example in a batch.
+    n_groups : int >= 1 or Groups
+        Number of groups m, or the :class:`counterpoise.Groups` of the data set, whose names then stand in reports. A group may have no
+        example in a batch: its loss is 0 there, so that ``losses.mean()`` is not the mean over the groups that are present.
     allow_coupled : bool, default False
         Whether examples may depend on each other, as batch normalization in training mode makes them: the gradient of one group then
         runs through the examples of the others. It is still that of the group's mean, exactly, but for the layers before such a one it
@@ -47,7 +50,7 @@ class GroupLoss(nn.Module):
     Shapes
     ------
     output and target as the loss takes them, b examples in the first dimension; group (b,): integers in 0..m-1, or -1 for examples in
-    none, which then count nowhere; or a :class:`counterpoise.Groups` of the batch. Output: (m,). Half precision is computed, and returned,
+    none, which then count nowhere, such as ``groups.ids[batch]``; or a :class:`counterpoise.Groups` of the batch. Output: (m,). Half precision is computed, and returned,
     in float32.
 
     Raises
@@ -62,7 +65,7 @@ class GroupLoss(nn.Module):
     tensor([ 2.5000,  0.0000, 25.0000])
     """
 
-    def __init__(self, loss: Callable[..., Tensor], n_groups: int, *, allow_coupled: bool = False) -> None:
+    def __init__(self, loss: Callable[..., Tensor], n_groups: int | Groups, *, allow_coupled: bool = False) -> None:
         super().__init__()
         if not callable(loss):
             bad_input("loss", type(loss).__name__, 'a loss, such as torch.nn.CrossEntropyLoss(reduction="none")')
@@ -70,9 +73,12 @@ class GroupLoss(nn.Module):
             bad_input("loss", f"the class {loss.__name__}", f'an object, {loss.__name__}(reduction="none")')
         if (reduction := getattr(loss, "reduction", "none")) != "none":
             bad_input("loss", f"{type(loss).__name__} with reduction={reduction!r}", 'a loss with reduction="none"')
-        check_range("n_groups", n_groups, low=1, integer=True)
+        names = n_groups.names if isinstance(n_groups, Groups) else None
+        if not isinstance(n_groups, Groups):
+            check_range("n_groups", n_groups, low=1, integer=True)
         self.loss = loss
-        self.n_groups = int(n_groups)
+        self.names: tuple[str, ...] = tuple(str(i) for i in range(int(n_groups))) if names is None else names  # type: ignore[arg-type]
+        self.n_groups = len(self.names)
         self.allow_coupled = allow_coupled
         self._layouts: Layouts = OrderedDict()
 
@@ -83,7 +89,7 @@ class GroupLoss(nn.Module):
         inside = ids >= 0
         sums = per_example.new_zeros(self.n_groups).index_add(0, ids.clamp(min=0), per_example.where(inside, 0.0))
         losses = sums / counts.clamp(min=1)
-        members = Members(per_example, ids, counts, self.allow_coupled, self._layouts, losses._version)
+        members = Members(per_example, ids, counts, self.allow_coupled, self._layouts, losses._version, self.names)
         setattr(losses, MARK, members)
         return losses
 
@@ -91,16 +97,19 @@ class GroupLoss(nn.Module):
         """Group ids (b,), int64."""
         if isinstance(group, Groups):
             if len(group.names) != self.n_groups:
-                bad_input("group", f"{len(group.names)} groups", f"the {self.n_groups} groups of n_groups")
+                bad_input(
+                    "group", f"{len(group.names)} groups", f"the {self.n_groups} groups of n_groups",
+                    "Make Groups once for the data set, and pass groups.ids[batch].",
+                )  # fmt: skip
             group = group.to_torch()
         try:
-            ids = group.detach() if isinstance(group, Tensor) else torch.as_tensor(group)
+            ids = group.detach() if isinstance(group, Tensor) else torch.as_tensor(np.array(group))
         except (TypeError, ValueError, RuntimeError):
-            bad_input("group", type(group).__name__, "a tensor of group ids, shape (b,)", "Groups.from_labels(labels) numbers any labels.")
+            bad_input("group", type(group).__name__, "a tensor of group ids, shape (b,)", LABELS)
         if ids.ndim != 1:
             bad_input("group", f"shape {tuple(ids.shape)}", f"one id per example, shape ({b},)")
         if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
-            bad_input("group", f"a tensor of {ids.dtype}", "integer ids", "Groups.from_labels(labels) numbers any labels.")
+            bad_input("group", f"a tensor of {ids.dtype}", "integer ids", LABELS)
         if len(ids) != b:
             bad_input(
                 "group", f"{len(ids)} ids for {b} losses", "one id for each loss of the batch",
@@ -131,6 +140,7 @@ class Members:
     allow_coupled: bool
     layouts: Layouts
     version: int
+    names: tuple[str, ...]
 
     def coefficients(self) -> Tensor:
         """The weight (b,) of each example in the sum of the group losses: 1 / count of its group, 0 for those in none."""

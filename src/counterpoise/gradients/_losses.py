@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from counterpoise._errors import bad_input
+
+from ._group_loss import members_of
 
 __all__ = ["Leaves", "Terms", "checked_params", "leaves_of", "reached_from"]
 
 LEAF = "torch::autograd::AccumulateGrad"
+WRAPPER = "_DDPSinkBackward"  # through which all outputs of a DistributedDataParallel may pass, each by itself
 REENTRANT = "CheckpointFunctionBackward"  # whose parameters autograd.grad does not see
 
 
@@ -38,10 +43,11 @@ class Terms:
             if losses.ndim != 1 or not len(losses):
                 bad_input("losses", f"shape {tuple(losses.shape)}", "a vector (m,), a sequence of scalars, or a dict of name: scalar")
             outputs: tuple[Tensor, ...] = (losses,)
-            names = tuple(str(i) for i in range(len(losses)))
+            members = members_of(losses)
+            names = members.names if members is not None else tuple(str(i) for i in range(len(losses)))
         elif isinstance(losses, Mapping):
             names, outputs = tuple(str(name) for name in losses), tuple(losses.values())
-        elif isinstance(losses, Sequence) and not isinstance(losses, str):
+        elif isinstance(losses, Collection) and not isinstance(losses, str):
             names, outputs = tuple(str(i) for i in range(len(losses))), tuple(losses)
         else:
             bad_input("losses", type(losses).__name__, "a vector (m,), a sequence of scalars, or a dict of name: scalar")
@@ -92,12 +98,12 @@ class Terms:
         factors = [weight.to(output).reshape(output.shape) for weight, output in zip(weights, self.outputs, strict=True)]
         return gradients(self.outputs, inputs, factors, retain)
 
-    def roots(self) -> list[Node]:
-        """Where the graph of each loss begins; one node for all where they cannot be told apart."""
-        nodes = [get_gradient_edge(output).node for output in self.outputs]
-        if self.is_vector and nodes[0].name() == "StackBackward0":
-            nodes = [node for node, _ in nodes[0].next_functions if node is not None]
-        return nodes if len(nodes) == len(self) else nodes[:1] * len(self)
+    def roots(self) -> list[GradientEdge]:
+        """Where the graph of each loss begins; the same for all where they cannot be told apart."""
+        edges = [get_gradient_edge(output) for output in self.outputs]
+        if self.is_vector and edges[0].node.name() == "StackBackward0":
+            edges = [GradientEdge(node, nr) for node, nr in edges[0].node.next_functions if node is not None]
+        return edges if len(edges) == len(self) else edges[:1] * len(self)
 
 
 def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], factors: Sequence[Tensor], retain: bool) -> list[Tensor | None]:
@@ -108,7 +114,14 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], factors: Sequ
         found = torch.autograd.grad(outputs, inputs, factors, retain_graph=retain, allow_unused=True)
     except RuntimeError as error:
         _explain(error)
-    return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
+    return [None if g is None else _whole(g) for g in found]
+
+
+def _whole(g: Tensor) -> Tensor:
+    """Dense, every entry in a place of its own."""
+    if g.is_sparse:
+        return g.to_dense()
+    return g.contiguous() if any(step == 0 and size > 1 for step, size in zip(g.stride(), g.shape, strict=True)) else g
 
 
 def _explain(error: RuntimeError) -> NoReturn:
@@ -167,6 +180,9 @@ def leaves_of(terms: Terms, params: Iterable[Tensor] | None) -> Leaves:
         chosen = checked_params(params)
         if not any(p in reached for p in chosen):
             bad_input("params", f"{len(chosen)} parameters", "at least one that a loss depends on", "Are they of the model that ran?")
+    for p in chosen:
+        if p.is_complex():
+            bad_input("params", f"a parameter of {p.dtype}, shape {tuple(p.shape)}", "real parameters", "Train torch.view_as_real of it.")
     known = set(chosen)
     rest = {p: mask for p, mask in reached.items() if p not in known}
     heads = tuple(tuple(p for p, mask in rest.items() if mask == 1 << i) for i in range(m))
@@ -193,14 +209,14 @@ def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
     return trained
 
 
-def reached_from(roots: Sequence[Node]) -> dict[Tensor, int]:
+def reached_from(roots: Sequence[GradientEdge]) -> dict[Tensor, int]:
     """Every leaf with the losses that reach it, as the bits of a number; in the order of a walk from the first loss.
 
     Every node is seen once: the bits are passed on in topological order.
     """
     order: list[Node] = []
     seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
+    stack: list[tuple[Node, bool]] = [(root.node, False) for root in reversed(roots)]
     while stack:
         node, done = stack.pop()
         if done:
@@ -209,9 +225,13 @@ def reached_from(roots: Sequence[Node]) -> dict[Tensor, int]:
             seen.add(node)
             stack.append((node, True))
             stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in seen)
-    masks: dict[Node, int] = dict.fromkeys(order, 0)
+    masks: dict[Node, dict[int, int]] = {node: {} for node in order}  # by output
+
+    def arrive(node: Node, nr: int, mask: int) -> None:
+        masks[node][nr] = masks[node].get(nr, 0) | mask
+
     for i, root in enumerate(roots):
-        masks[root] |= 1 << i
+        arrive(root.node, root.output_nr, 1 << i)
     leaves: dict[Tensor, int] = {}
     for node in reversed(order):
         name = node.name()
@@ -220,11 +240,29 @@ def reached_from(roots: Sequence[Node]) -> dict[Tensor, int]:
                 "losses", "losses of a model with reentrant checkpointing", "checkpoint(..., use_reentrant=False)",
                 "Gradients of single losses do not reach the parameters of a reentrant checkpoint.",
             )  # fmt: skip
-        if name == LEAF:
+        every = reduce(or_, masks[node].values(), 0)
+        if name == LEAF and every:
             leaf = node.variable  # type: ignore[attr-defined]
-            leaves[leaf] = leaves.get(leaf, 0) | masks[node]
-        else:
-            for child, _ in node.next_functions:
-                if child is not None:
-                    masks[child] |= masks[node]
+            leaves[leaf] = leaves.get(leaf, 0) | every
+        if name == WRAPPER:
+            for child, nr, mask in _through(node, masks[node]):
+                arrive(child, nr, mask)
+            continue
+        for child, nr in node.next_functions:
+            if child is not None:
+                arrive(child, nr, every)
     return leaves
+
+
+def _through(node: Any, masks: Mapping[int, int]) -> Iterator[tuple[Node, int, int]]:
+    """Where the outputs of a node that hands on its inputs go, with the masks of these outputs: (child, nr, mask).
+
+    A pass through this node alone shows it, whose outputs are counted with those that are no tensors, its inputs without.
+    """
+    inputs: Any = [GradientEdge(child, nr) for child, nr in node.next_functions if child is not None]
+    for output, mask in masks.items():
+        meta = node._input_metadata[output]
+        edge: Any = GradientEdge(node, output)
+        given = torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device)
+        found = torch.autograd.grad([edge], inputs, [given], retain_graph=True, allow_unused=True)
+        yield from ((there.node, there.output_nr, mask) for there, g in zip(inputs, found, strict=True) if g is not None)

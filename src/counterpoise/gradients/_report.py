@@ -41,7 +41,8 @@ class GradientReport:
     conflicts : tuple of (str, str, float)
         Pairs of losses with a negative cosine, the worst first.
     strategy : str
-        How the gradients were looked at: "plain", "rows", "sketch", "ghost", "features", "recompute", or "held weights".
+        How the gradients were looked at: "plain", "rows", "sketch", "ghost", "features", "recompute", or "held weights". With "plain" and
+        "held weights" they were not: norms, cosines, dominance and conflicts say nothing then.
     passes : int
         Backward passes through the graph.
     bytes_rows : int
@@ -50,6 +51,8 @@ class GradientReport:
         What the method says about its step (``aggregator.last``).
     notes : tuple of str
         What to know when reading the numbers.
+    compared : str
+        On what the gradients were compared, and what each loss has for itself.
     """
 
     names: tuple[str, ...]
@@ -64,6 +67,7 @@ class GradientReport:
     bytes_rows: int
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    compared: str = ""
 
     def __len__(self) -> int:
         """Number of losses m."""
@@ -72,7 +76,7 @@ class GradientReport:
     @classmethod
     def of(
         cls, s: GradientStatistics, weights: Tensor | None, *, strategy: str, passes: int, bytes_rows: int, details: Mapping[str, Any],
-        notes: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (), compared: str = "",
     ) -> GradientReport:  # fmt: skip
         """From the statistics of a step and the weights that were found."""
         G = s.gramian.detach().double().cpu()
@@ -99,7 +103,13 @@ class GradientReport:
             bytes_rows=bytes_rows,
             details=dict(details),
             notes=notes,
+            compared=compared,
         )
+
+    @property
+    def looked(self) -> bool:
+        """Whether the gradients were looked at in this step."""
+        return not bool(self.norms.isnan().any())
 
     @property
     def opposed(self) -> tuple[str, str] | None:
@@ -109,25 +119,54 @@ class GradientReport:
         return None
 
     def to_frame(self) -> polars.DataFrame:
-        """One row for each loss: name, loss, norm, weight, dominance."""
+        """One row for each loss: name, loss, norm, weight, dominance, and its cosine with each of the others."""
         import polars
 
         columns = {"loss": self.losses, "norm": self.norms, "weight": self.weights, "dominance": self.dominance}
+        columns |= {f"cosine with {name}": column for name, column in zip(self.names, self.cosine.T, strict=True)}
         return polars.DataFrame({"name": list(self.names)} | {name: values.tolist() for name, values in columns.items()})
 
     def summary(self) -> str:
         """The step in a few lines."""
         width = max([len(name) for name in self.names] + [4])
-        lines = [f"{len(self)} losses, strategy {self.strategy}, {self.passes} backward passes"]
-        lines.append(f"{'':{width}}  {'loss':>10}  {'|gradient|':>10}  {'weight':>10}  {'share':>7}")
+        lines = [f"{_counted(len(self), 'loss')}, strategy {self.strategy}, {_counted(self.passes, 'backward pass')}"]
+        lines += [self.compared] if self.compared else []
+        lines.append(f"{'':{width}}  {'loss':>10}  {'|gradient|':>10}  {'weight':>10}  {'dominance':>9}")
         for name, loss, norm, weight, share in zip(self.names, self.losses, self.norms, self.weights, self.dominance, strict=True):
-            lines.append(f"{name:{width}}  {loss:10.4g}  {norm:10.4g}  {weight:10.4g}  {100 * share:6.1f}%")
-        for a, b, c in self.conflicts[:3]:
-            lines.append(f"{a} against {b}: cosine {c:.2f}")
+            shown = [f"{loss:10.4g}", _or_dash(norm, "10.4g"), _or_dash(weight, "10.4g"), _or_dash(100 * share, "8.1f", "%")]
+            lines.append("  ".join([f"{name:{width}}", *shown]))
+        if not self.looked:
+            lines.append("The gradients were not looked at in this step.")
+        elif self.weights.isnan().all():
+            lines.append("The method has a rule for every coordinate in place of weights.")
+        lines += [f"{a} against {b}: cosine {c:.2f}" for a, b, c in self.conflicts[:3]]
         if len(self.conflicts) > 3:
             lines.append(f"and {len(self.conflicts) - 3} more pairs in conflict")
+        if self.looked and not self.conflicts and len(self) > 1:
+            i, j = torch.triu_indices(len(self), len(self), 1)
+            at = int(self.cosine[i, j].argmin())
+            lines.append(
+                f"no conflict: the smallest cosine, {self.cosine[i, j][at]:.2f}, is that of {self.names[i[at]]} and {self.names[j[at]]}"
+            )
+        if len(self) == 1:
+            lines.append("One loss: there is nothing to combine. Pass the losses, not their sum.")
         return "\n".join([*lines, *self.notes])
 
     def __repr__(self) -> str:
-        weights = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(self.names[:8], self.weights[:8], strict=True))
-        return f"GradientReport({weights}{', ...' if len(self) > 8 else ''}; {len(self.conflicts)} conflicts, {self.strategy})"
+        if self.weights.isnan().all():
+            what = "a rule for every coordinate" if self.looked else "no weights"
+        else:
+            weights = [f"{name}={weight:.3g}" for name, weight in zip(self.names[:8], self.weights[:8], strict=True)]
+            what = "weights " + ", ".join(weights) + (", ..." if len(self) > 8 else "")
+        seen = _counted(len(self.conflicts), "conflict") if self.looked else "gradients not looked at"
+        return f"GradientReport({what}; {seen}; {self.strategy})"
+
+
+def _counted(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}es" if word.endswith("s") else f"{n} {word}s"
+
+
+def _or_dash(x: Tensor, form: str, unit: str = "") -> str:
+    """A number, or a dash of the same width where there is none."""
+    width = int(form.partition(".")[0])
+    return f"{'-':>{width + len(unit)}}" if bool(x.isnan()) else f"{x:{form}}{unit}"

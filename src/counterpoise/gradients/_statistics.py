@@ -15,6 +15,7 @@ from counterpoise._order_statistics import single
 __all__ = ["NEEDS", "GradientStatistics"]
 
 NEEDS = frozenset({"losses", "gramian", "rowstats", "rows", "previous"})
+SKIP = "Skip the step: optimizer.zero_grad(), and go on with the next batch."
 AT_ONCE = 2**18  # entries looked at at once
 BLOCK = 1024  # products summed in single precision
 LONG = 2**14  # columns from which that is worth while
@@ -226,8 +227,7 @@ def refuse_row(wrong: Tensor, names: Sequence[str], argument: str = "gradients")
     more = f" and {int(wrong.sum()) - 1} more" if int(wrong.sum()) > 1 else ""
     named = "" if names[i] == str(i) else f" ({names[i]})"
     bad_input(
-        argument, f"nan or inf in row {i}{named}{more}", "finite values",
-        "Leave the row out, or skip the step: optimizer.zero_grad(), and go on with the next batch.",
+        argument, f"nan or inf in row {i}{named}{more}", "finite values", f"Leave the row out, or {SKIP[0].lower()}{SKIP[1:]}",
     )  # fmt: skip
 
 

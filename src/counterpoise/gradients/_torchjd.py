@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,8 +81,9 @@ def adapted(aggregator: Any) -> Aggregator:
         bad_input("aggregator", f"the class {aggregator.__name__}", f"an object: {aggregator.__name__}()")
     if not callable(aggregator):
         bad_input("aggregator", type(aggregator).__name__, "an aggregator of counterpoise or TorchJD, or a function (m, n) -> (n,)")
-    # One adapter for one object, so that weights held for several steps are found again.
-    known = getattr(aggregator, "__dict__", {}).get("_counterpoise_adapter")
+    # One adapter for one object, so that weights held for several steps are found again. A method has the attributes of its function.
+    own = {} if isinstance(aggregator, MethodType) else getattr(aggregator, "__dict__", {})
+    known = own.get("_counterpoise_adapter")
     if isinstance(known, Aggregator):
         return known
     name = type(aggregator).__name__ if isinstance(aggregator, nn.Module) else getattr(aggregator, "__name__", type(aggregator).__name__)
@@ -93,7 +95,7 @@ def adapted(aggregator: Any) -> Aggregator:
         made = WholeMatrix(aggregator, name, weighs=True) if _takes_a_matrix(aggregator) else GramianWeighted(aggregator, name)
     else:
         made = WholeMatrix(aggregator, name, weighs=False)
-    if hasattr(aggregator, "__dict__"):
+    if hasattr(aggregator, "__dict__") and not isinstance(aggregator, MethodType):
         object.__setattr__(aggregator, "_counterpoise_adapter", made)
     return made
 
@@ -133,7 +135,7 @@ def as_torchjd(aggregator: Aggregator) -> torchjd.aggregation.Aggregator:
     --------
     >>> from counterpoise.gradients import PCGrad
     >>> as_torchjd(PCGrad())(torch.tensor([[1.0, 0.0], [-0.5, 1.0]]))
-    tensor([0.7000, 1.4000])
+    tensor([0.8000, 1.4000])
     """
     if not isinstance(aggregator, Aggregator):
         bad_input("aggregator", type(aggregator).__name__, "an aggregator of counterpoise.gradients")
@@ -152,6 +154,9 @@ def as_torchjd(aggregator: Aggregator) -> torchjd.aggregation.Aggregator:
                 assert weights is not None
                 return weights.to(gramian)
 
+            def __reduce__(self) -> tuple[Any, ...]:
+                return _weighting_of, (self.aggregator,)
+
         weighted: torchjd.aggregation.Aggregator = theirs.GramianWeightedAggregator(_Weighting())
         return weighted
 
@@ -164,5 +169,13 @@ def as_torchjd(aggregator: Aggregator) -> torchjd.aggregation.Aggregator:
             combined: Tensor = aggregator(matrix)
             return combined
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return as_torchjd, (self.aggregator,)
+
     whole: torchjd.aggregation.Aggregator = _Aggregator()
     return whole
+
+
+def _weighting_of(aggregator: Aggregator) -> Any:
+    """How the weighting in :func:`as_torchjd`, whose class has no name of its own, is made again from a file."""
+    return as_torchjd(aggregator).gramian_weighting
