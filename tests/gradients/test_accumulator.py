@@ -168,6 +168,15 @@ def test_what_cannot_be_used_is_refused() -> None:
         Accumulator(model.trunk.parameters(), EqualLength(), mode="random")
     with pytest.raises(CounterpoiseError, match="params: got an empty collection"):
         Accumulator([], EqualLength())
+    for options, message in (
+        ({"reduce": "mean"}, "reduce: got 'mean'"),
+        ({"row_dtype": torch.int32}, "row_dtype: got torch.int32"),
+        ({"sketch_dim": 0}, "sketch_dim: got 0"),
+    ):
+        with pytest.raises(CounterpoiseError, match=message):
+            Accumulator(model.trunk.parameters(), EqualLength(), **options)
+    with pytest.raises(CounterpoiseError, match="sketch_dim: got 23; expected at least 24"):
+        Accumulator(model.trunk.parameters(), EqualLength(), sketch_dim=23).backward(model(*batch()))
     acc.backward(model(*batch()))
     with pytest.raises(CounterpoiseError, match=r"losses: got 'seg'; expected those of before, seg, depth, normals"):
         acc.backward({"seg": model(*batch())["seg"]})
@@ -180,3 +189,36 @@ def test_what_cannot_be_used_is_refused() -> None:
     acc.backward(model(*batch()))
     acc.step()
     assert "3 micro" not in repr(acc) and "sequential" in repr(acc)
+
+
+def test_one_task_at_a_time_shared_parameters_left_out_get_the_weighted_sum() -> None:
+    grads = []
+    for mode in ("sequential", "stochastic"):
+        model = ThreeHeads()
+        acc = Accumulator(model.trunk[0].parameters(), EqualLength(), mode=mode)
+        if mode == "sequential":
+            acc.backward(model(*batch()))
+        for name in NAMES if mode == "stochastic" else ():
+            acc.backward(model(*batch())[name], task=name)
+        acc.step()
+        grads.append(in_one(list(model.parameters())))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_a_micro_batch_that_breaks_off_leaves_nothing_half_added() -> None:
+    model = ThreeHeads()
+    acc = Accumulator(model.trunk.parameters(), EqualLength())
+    acc.backward(model(*batch()))
+    losses = model(*batch())
+    losses["normals"] = model(*batch())["normals"]
+    losses["normals"].backward()
+    model.zero_grad()
+    with pytest.raises(CounterpoiseError, match="a graph that was already used"):
+        acc.backward(losses)
+    assert len(acc) == 0
+    acc.backward(model(*batch()))
+    acc.step()
+    found = in_one(list(model.parameters()))
+    model.zero_grad()
+    backward(model(*batch()), EqualLength())
+    torch.testing.assert_close(found, in_one(list(model.parameters())))

@@ -521,6 +521,7 @@ def test_equal_losses_give_the_direction_of_the_sum() -> None:
         (lambda model: model(*batch()), {"strategy": "ghost"}, "losses that are not those of a GroupLoss"),
         (lambda model: model(*batch()), {"strategy": "recompute"}, "expected a function that computes the losses"),
         (lambda model: lambda: model(*batch()), {"strategy": "rows"}, "losses: got a function"),
+        (lambda model: [(w := nn.Parameter(torch.ones(2) * 1j)).abs().sum(), w.real.sum()], {}, r"a parameter of torch\.complex64"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused(losses, options, message: str) -> None:
@@ -580,16 +581,6 @@ def test_what_is_remembered_belongs_to_an_order_of_the_losses() -> None:
     backward(model(*data), without)
     backward(reordered(), without)
     backward(model(*data).values(), EqualLength())
-
-
-def test_a_state_is_that_of_its_method() -> None:
-    model, data = ThreeHeads(), batch()
-    aggregator = SAMGS()
-    backward(model(*data), aggregator)
-    for other in (MGDA(), PCGrad(), GCond()):
-        with pytest.raises(CounterpoiseError, match=rf"state_dict: got the state of SAMGS; expected that of {type(other).__name__}"):
-            other.load_state_dict(aggregator.state_dict())
-    SAMGS().load_state_dict(aggregator.state_dict())
 
 
 def test_a_report_says_what_was_looked_at() -> None:
@@ -681,13 +672,12 @@ def test_a_sum_that_is_not_finite_reaches_nothing_that_is_kept(options: dict[str
         backward([z.sum(), (z * z).sum()], aggregator, **(options if "features" not in options else {"features": z}), **more)
 
     step(False, scaler=scaler)
-    before = {name: value.clone() for name, value in aggregator.state_dict().items() if name.startswith("momentum")}
     with pytest.raises(CounterpoiseError, match="gradients: got nan or inf in the weighted sum"):
         step(True)
     assert p.grad is None
     step(False, scaler=scaler)
     before = aggregator.momentum_0.clone()
-    step(True, scaler=scaler) if "features" in options else [step(True, scaler=scaler) for _ in range(1)]
+    step(True, scaler=scaler)
     assert p.grad is not None and not torch.isfinite(p.grad).all()
     assert torch.equal(aggregator.momentum_0, before)
 

@@ -85,6 +85,13 @@ def two_steps(make: type[Aggregator], options: dict[str, Any], part: slice, ddp:
     }
 
 
+def one_step(part: slice) -> dict[str, Any]:
+    model = ThreeHeads()
+    x, y = batch()
+    report = backward(model(x[part], y[part]), EqualLength(), params=model.trunk.parameters())
+    return {"weights": report.weights, "grad": in_one(list(model.parameters()))}
+
+
 def accumulated(part: slice, mode: str) -> dict[str, Any]:
     model = ThreeHeads()
     aggregator = Seen()
@@ -117,8 +124,42 @@ def one_rank(rank: int, size: int, folder: str) -> None:
     found["accumulated"] = accumulated(part, "sequential")
     found["accumulated-stochastic"] = accumulated(part, "stochastic")
     found["error"] = spoiled(rank, part)
+    found["skipped"] = skipped(rank, part)
+    found["order"] = in_another_order(rank, part)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def skipped(rank: int, part: slice) -> torch.Tensor:
+    """What is not finite on one process reaches all of them, so that their scalers skip the same step."""
+    found = []
+    for options in ({"reduce": "rows"}, {"strategy": "sketch"}, {"reduce": "sketch"}):
+        model = ThreeHeads()
+        x, y = batch()
+        z = model.trunk(x[part])
+        if rank == 1:
+            z.register_hook(lambda g: g * float("inf"))
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        backward(model.losses_at(z, y[part]), EqualLength(), params=model.trunk.parameters(), scaler=scaler, **options)
+        found.append(torch.isfinite(in_one(list(model.trunk.parameters()))).all())
+    return torch.stack(found)
+
+
+def in_another_order(rank: int, part: slice) -> dict[str, Any]:
+    """Each process may see the tasks in an order of its own, but sees all of them."""
+    model = ThreeHeads()
+    acc = Accumulator(model.trunk.parameters(), EqualLength(), mode="stochastic")
+    x, y = (whole[part] for whole in batch())
+    names = list(model(x, y))
+    for name in names if rank == 0 else names[::-1]:
+        acc.backward(model(x, y)[name], task=name)
+    report = acc.step()
+    found = {"weights": report.weights, "grad": in_one(list(model.parameters()))}
+    new = Accumulator(model.trunk.parameters(), EqualLength(), mode="stochastic")
+    new.backward(model(x, y)[names[min(rank, 1)]], task=names[min(rank, 1)])
+    with pytest.raises(ValueError, match="task: got depth, seg in some processes only"):
+        new.step()
+    return found
 
 
 def spoiled(rank: int, part: slice) -> list[str]:
@@ -159,4 +200,6 @@ def test_processes_are_one(size: int, tmp_path: Path) -> None:
         for found in ranks[1:]:
             torch.testing.assert_close(found[name], ranks[0][name], rtol=0, atol=0, equal_nan=True)
     for found in ranks:
+        assert not found["skipped"].any()
+        torch.testing.assert_close(found["order"], one_step(everything), rtol=1e-6, atol=1e-9)
         assert len(found["error"]) == 3 and all("row 1 (depth)" in message for message in found["error"])

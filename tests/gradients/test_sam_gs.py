@@ -282,9 +282,9 @@ def test_other_tasks_or_parameters_are_refused_before_anything_moves(scope: str)
     aggregator({"a": torch.randn(3, 4), "b": torch.randn(3, 2)})
     before = state(aggregator)
     for wrong, message in (
-        ({"a": torch.randn(2, 4), "b": torch.randn(2, 2)}, r"ema_0 of \(2, 4\); expected the \(3, 4\) of the steps before.*call reset\(\)"),
-        ({"a": torch.randn(1, 4), "b": torch.randn(1, 2)}, r"ema_0 of \(1, 4\)"),
-        ({"a": torch.randn(3, 4), "b": torch.randn(3, 5)}, r"ema_1 of \(3, 5\)"),
+        ({"a": torch.randn(2, 4), "b": torch.randn(2, 2)}, r"ema_0 is \(2, 4\); expected the \(3, 4\) of the steps before.*call reset\(\)"),
+        ({"a": torch.randn(1, 4), "b": torch.randn(1, 2)}, r"ema_0 is \(1, 4\)"),
+        ({"a": torch.randn(3, 4), "b": torch.randn(3, 5)}, r"ema_1 is \(3, 5\)"),
         ({"a": torch.randn(3, 4)}, r"got 1 parameters; expected the 2 of the steps before.*call reset\(\)"),
         ({"a": torch.randn(3, 4), "b": torch.randn(3, 2), "c": torch.randn(3, 1)}, "got 3 parameters"),
     ):

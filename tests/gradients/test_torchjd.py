@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -105,6 +108,30 @@ def test_rules_for_coordinates_become_plain_aggregators() -> None:
     assert torch.equal(converted(J), SignVote()(J))
     with pytest.raises(CounterpoiseError, match="aggregator: got 'UPGrad'; expected an aggregator of counterpoise"):
         as_torchjd(theirs.UPGrad())
+
+
+@pytest.mark.parametrize("make", [EqualLength, SignVote])
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_what_was_converted_can_be_copied_and_saved(make, again) -> None:
+    J = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    converted = as_torchjd(make())
+    same = again(converted)
+    assert isinstance(same, theirs.GramianWeightedAggregator) == (make is EqualLength)
+    assert torch.equal(same(J), converted(J))
+
+
+def test_a_method_is_no_function_of_its_class() -> None:
+    class Scaled:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def combined(self, jacobian: torch.Tensor) -> torch.Tensor:
+            return self.factor * jacobian.sum(dim=0)
+
+    p = torch.nn.Parameter(torch.ones(2))
+    for factor in (1.0, 10.0):
+        backward([p.sum(), 2 * p.sum()], Scaled(factor).combined)
+    assert p.grad.tolist() == [33.0, 33.0]
 
 
 def test_ours_in_their_engine() -> None:

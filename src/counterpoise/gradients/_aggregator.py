@@ -168,15 +168,6 @@ class Aggregator(nn.Module):
             )
         self._named = names
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Whose state it is, so that it is not loaded into another method."""
-        return {"aggregator": self.label}
-
-    def set_extra_state(self, state: Any) -> None:
-        whose = state.get("aggregator") if isinstance(state, Mapping) else None
-        if whose != self.label:
-            bad_input("state_dict", f"the state of {whose or 'something else'}", f"that of {self.label}")
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # What is kept comes into being with the first step, so that a new object has none of it.
         given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix) and "." not in key[len(prefix) :]} - {"_extra_state"}

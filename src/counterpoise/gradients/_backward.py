@@ -93,7 +93,8 @@ def backward(
           + n numbers. Lengths and sizes of entries are exact; cosines have an error of about :math:`\sqrt{2 / \mathtt{sketch\_dim}}`.
         - "ghost": for losses of :class:`GroupLoss`, two passes whatever m is, exact.
         - "features": needs ``features``.
-        - "recompute": "rows" with a fresh forward pass for each loss, for graphs that can be used once (``torch.compile``).
+        - "recompute": "rows" with a fresh forward pass for each loss, for graphs that can be used once (``torch.compile``). It
+          draws the same random numbers each time; running statistics of batch normalization move each time.
         - "auto": one plain pass if only losses matter; "rows" for coordinate rules; "features" if given; "ghost" for losses of
           ``GroupLoss``; else "rows" while they take less than a quarter of the free memory, then "sketch".
     heads : {"own", "weighted"}

@@ -50,8 +50,8 @@ class GroupLoss(nn.Module):
     Shapes
     ------
     output and target as the loss takes them, b examples in the first dimension; group (b,): integers in 0..m-1, or -1 for examples in
-    none, which then count nowhere, such as ``groups.ids[batch]``; or a :class:`counterpoise.Groups` of the batch. Output: (m,). Half precision is computed, and returned,
-    in float32.
+    none, which then count nowhere, such as ``groups.ids[batch]``; or a :class:`counterpoise.Groups` of the batch. Output: (m,). Half
+    precision is computed, and returned, in float32.
 
     Raises
     ------

@@ -245,8 +245,8 @@ def reached_from(roots: Sequence[GradientEdge]) -> dict[Tensor, int]:
             leaf = node.variable  # type: ignore[attr-defined]
             leaves[leaf] = leaves.get(leaf, 0) | every
         if name == WRAPPER:
-            for child, nr, mask in _through(node, masks[node]):
-                arrive(child, nr, mask)
+            for there, nr, mask in _through(node, masks[node]):
+                arrive(there, nr, mask)
             continue
         for child, nr in node.next_functions:
             if child is not None:

@@ -89,13 +89,12 @@ class PCGrad(Aggregator):
         if self.generator is not None and self._start is not None:
             self.generator.set_state(self._start)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"generator": None if self.generator is None else self.generator.get_state()}
+    def get_extra_state(self) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8) if self.generator is None else self.generator.get_state()
 
     def set_extra_state(self, state: Any) -> None:
-        super().set_extra_state(state)
-        if self.generator is not None and state["generator"] is not None:
-            self.generator.set_state(state["generator"].cpu())
+        if self.generator is not None and state.numel():
+            self.generator.set_state(state.cpu())
 
     def extra_repr(self) -> str:
         return "denoise=True" if self.denoise else ""

@@ -14,9 +14,9 @@ __all__ = ["Sum"]
 class Sum(Aggregator):
     r"""All weights are 1: the gradient of the sum of the losses, :math:`d = \sum_i g_i`.
 
-    With it :func:`~counterpoise.gradients.backward` trains as ``sum(losses).backward()`` does, and reports lengths, cosines and whose step it
-    is before anything is treated. Gradients of single losses are computed for that, m passes or more; ``refresh_every=100`` looks at every
-    hundredth step only.
+    With it :func:`~counterpoise.gradients.backward` trains as ``sum(losses).backward()`` does, and reports lengths, cosines and whose step
+    it is before anything is treated. Gradients of single losses are computed for that, m passes or more; ``refresh_every=100`` looks at
+    every hundredth step only.
 
     Examples
     --------
