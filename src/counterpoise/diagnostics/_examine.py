@@ -230,7 +230,9 @@ def examine(
         A second pass for the exact share of every example.
     check : bool, default True
         Compare what the hooks found with the ordinary gradient of every batch and with a loop on three examples, at about a tenth of the
-        time. Parameters that disagree are measured otherwise. Examples whose loss is another one when they are alone are an error.
+        time. Parameters that disagree are measured otherwise. Examples whose loss is another one when they are alone are an error. Without
+        it, what was found out about the model in an earlier call (where its tensors have the examples) is used again, as long as its layers
+        and their plain attributes, and the shapes of the batch, are the same.
     progress : function (examples), optional
         Called with the number of examples after each batch of each pass.
 
