@@ -372,6 +372,10 @@ def test_the_state_of_torchs_adam_can_be_loaded(base, amsgrad) -> None:
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in resumed.state.values())
     found = trained(other, resumed, 3, first=3)
+    last = copy.deepcopy(other)
+    back = base(last.parameters(), amsgrad=amsgrad)
+    back.load_state_dict(resumed.state_dict())
+    trained(last, back, 1)
     if not amsgrad:
         plain = torch.optim.AdamW(net.parameters(), weight_decay=0.0)
         plain.load_state_dict(optimizer.state_dict())

@@ -118,3 +118,10 @@ def test_bad_input() -> None:
         optimizer.step()
     assert torch.equal(table.weight, before)
     assert "delta=0.1, base_optimizer=SGD" in repr(optimizer)
+    for bad, message in (({"delta": -1}, "delta: got -1"), ({"invariance": "row"}, "invariance: got 'row'")):
+        with pytest.raises(CounterpoiseError, match=message):
+            optimizer.add_param_group({"params": [w], **bad})
+        assert len(optimizer.param_groups) == len(optimizer.base_optimizer.param_groups) == 1
+    with pytest.raises(CounterpoiseError, match=r"a parameter of torch\.complex64"):
+        ProjectedUpdate(SGD([nn.Parameter(torch.ones(2, 2) * 1j)], lr=0.1))
+    optimizer.add_param_group({"params": [w]})

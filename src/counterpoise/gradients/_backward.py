@@ -585,7 +585,9 @@ def _free_bytes(device: torch.device) -> int:
 def refuse_scaled(terms: Terms, scaler: torch.amp.GradScaler | None) -> None:
     """Refuse losses that went through ``scaler.scale``: they would be scaled twice."""
     own = scaler._scale if scaler is not None and scaler.is_enabled() else None
-    for output in terms.outputs if own is not None else ():
+    if own is None:
+        return
+    for output in terms.outputs:
         factor = getattr(output.grad_fn, "_saved_other", None)
         if isinstance(factor, Tensor) and factor.numel() == 1 and factor.data_ptr() == own.data_ptr():
             bad_input("losses", "losses that are scaled already", "unscaled losses, with scaler=scaler", "Leave out scaler.scale(loss).")

@@ -157,13 +157,6 @@ class Leaves:
     def shapes(self) -> tuple[torch.Size, ...]:
         return tuple(p.shape for p in self.shared)
 
-    @property
-    def device(self) -> torch.device:
-        return self.shared[0].device
-
-    def of_all_heads(self) -> list[Tensor]:
-        return [p for own in self.heads for p in own]
-
 
 def leaves_of(terms: Terms, params: Iterable[Tensor] | None) -> Leaves:
     """The leaves of the graph, sorted by how many losses reach them."""

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from counterpoise._errors import bad_input, check_choice, check_range
 
-from ._projection import INVARIANCES, dense_gradient, parts, radial, rows_of, tensors_of
+from ._projection import INVARIANCES, check_real, dense_gradient, last_group_refused, parts, radial, rows_of, tensors_of
 
 __all__ = ["SGDP", "AdamP"]
 
@@ -46,11 +46,8 @@ class _Projected(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self._check(self.defaults | param_group)
         super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if p.is_complex():
-                del self.param_groups[-1]
-                hint = "Optimize its two parts, as torch.view_as_real gives them."
-                bad_input("params", f"a parameter of {p.dtype}, shape {tuple(p.shape)}", "real parameters", hint)
+        with last_group_refused(self):
+            check_real(self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -78,7 +75,7 @@ class _Projected(torch.optim.Optimizer):
 
     @staticmethod
     def _check(group: dict[str, Any]) -> None:
-        check_range("lr", float(group["lr"]), low=0.0)
+        check_range("lr", group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"], low=0.0)
         check_range("eps", group["eps"], low=0.0)
         check_range("weight_decay", group["weight_decay"], low=0.0)
         check_range("delta", group["delta"], low=0.0)
@@ -217,7 +214,8 @@ class AdamP(_Projected):
     def _adopt(self, state: dict[str, Any], p: Tensor, group: dict[str, Any]) -> None:
         if "step" in state:
             state["step"] = _step_count(state["step"], p, group)
-        state.pop("max_exp_avg_sq", None)  # of torch's amsgrad
+        if state.pop("max_exp_avg_sq", None) is not None:
+            group["amsgrad"] = False  # so that torch's Adam can take the state back
 
     def _move(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *kept: list[Tensor]) -> None:
         exp_avgs, exp_avg_sqs, steps = kept

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from counterpoise._errors import check_choice, check_range
 
-from ._projection import INVARIANCES, dense_gradient, parts, radial, rows_of, tensors_of
+from ._projection import INVARIANCES, check_real, dense_gradient, last_group_refused, parts, radial, rows_of, tensors_of
 from ._wrapper import Wrapper
 
 __all__ = ["ProjectedUpdate"]
@@ -60,7 +60,8 @@ class ProjectedUpdate(Wrapper):
     Raises
     ------
     InputError
-        If ``base_optimizer`` is no optimizer, or needs a closure; if an option is out of its range; if a gradient is sparse.
+        If ``base_optimizer`` is no optimizer, or needs a closure; if an option is out of its range; if a parameter is complex or a
+        gradient sparse.
 
     Examples
     --------
@@ -101,7 +102,8 @@ class ProjectedUpdate(Wrapper):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         if "delta" in self.__dict__:
-            self._complete()
+            with last_group_refused(self):
+                self._complete()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From :meth:`state_dict` of this optimizer, or of its base."""
@@ -120,6 +122,7 @@ class ProjectedUpdate(Wrapper):
         for group in self.param_groups:
             check_range("delta", group.setdefault("delta", self.delta), low=0.0)
             check_choice("invariance", group.setdefault("invariance", "auto"), INVARIANCES)
+            check_real(group)
 
     @staticmethod
     def _matrices(group: dict[str, Any]) -> list[Tensor]:

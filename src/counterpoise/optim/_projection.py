@@ -18,14 +18,17 @@ k tensors of one shape are computed together as (k, r, n): r rows of length n ea
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoise._errors import bad_input
+from counterpoise._errors import InputError, bad_input
 
-__all__ = ["INVARIANCES", "cosines", "dense_gradient", "parts", "radial", "rows_of", "tensors_of"]
+__all__ = [
+    "INVARIANCES", "check_real", "cosines", "dense_gradient", "last_group_refused", "parts", "radial", "rows_of", "tensors_of"
+]  # fmt: skip
 
 INVARIANCES = ("auto", "channel", "layer", "none")
 
@@ -97,6 +100,24 @@ def rows_of(tensors: Sequence[Tensor]) -> Tensor:
 def tensors_of(rows: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     """The way back from :func:`rows_of`: k tensors of the shape of ``like``."""
     return rows.reshape(len(rows), *like.shape).unbind(0)
+
+
+@contextmanager
+def last_group_refused(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """If checks of the group that was added last fail, it is taken away again."""
+    try:
+        yield
+    except InputError:
+        del optimizer.param_groups[-1]
+        raise
+
+
+def check_real(group: dict[str, Any]) -> None:
+    """Complex weights have no cosine with their gradients, of the kind that is looked at here."""
+    for p in group["params"]:
+        if p.is_complex():
+            hint = "Optimize its two parts, as torch.view_as_real gives them."
+            bad_input("params", f"a parameter of {p.dtype}, shape {tuple(p.shape)}", "real parameters", hint)
 
 
 def dense_gradient(p: Tensor, optimizer: str) -> Tensor | None:
