@@ -37,6 +37,12 @@ TABLE = {
         ("of the rows", "of the step", "\n   0 ", "\n 200 "), begins="step 0: The step works against '4'", engine="lightning"
     ),
     "transformers_diagnosis.py": Example(("share of the step", "ham", "spam", "\n  96 "), begins="step 0: ", engine="transformers"),
+    "lightning_cooldown.py": Example(
+        ("5.9 were of the small domain in the first half, 1.0 in the second",), begins="of 16 examples in a batch", engine="lightning"
+    ),
+    "transformers_cooldown.py": Example(
+        ("5.8 were of the small domain in the first half, 0.6 in the second",), begins="of 16 examples in a batch", engine="transformers"
+    ),
     "multi_task_molecules.py": Example(
         ("\nsum ", "\nPCGrad ", "\nMGDA ", "\nSAM-GS ", "pairs in conflict", "Lightning, PCGrad, seed 0: 78.0; plain loop: 78.0"),
         begins="6414 molecules to train on, 1600 to test on, 12 tasks, 150 steps",
@@ -47,6 +53,13 @@ TABLE = {
         ("cross-entropy, bias 0", "cross-entropy, prior bias", "focal loss", "score > prior of its class"),
         begins="Places that hold a cell: RBC 1 in 24, WBC 1 in 264, Platelets 1 in 270; 95.0 % are background.",
         needs="bccd/BCCD.zip",
+    ),
+    "coreset_trainer.py": Example(
+        ("Kept whole: MAWPS, ASDiv, SVAMP, AQuA", "in the pools    trained on", "after 12 steps of 24 out of 48"),
+        begins="Questions: GSM8K 7,473, MAWPS 1,537, ASDiv 979, SVAMP 1,000, AQuA 254",
+        needs="math-word-problems/gsm8k_train.jsonl.gz",
+        engine="transformers",
+        arguments=("12",),
     ),
     "domain_generalisation.py": Example(
         ("sketch         aligned, defaults", "on the domain left out, better in", "Hessians differ most between"),

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from counterpoise.data import BalancedClassSampler
+from counterpoise.data import BalancedClassSampler, CoresetBatchSampler, TemperatureBatchSampler, TemperatureSampler
+from counterpoise.schedules import Cooldown
 from tests.batteries.samplers import SAMPLER_CHECKS, SamplerCase
 
 COUNTS = np.array([60, 7, 200, 1, 31])
@@ -29,6 +30,24 @@ def under(*kept: int) -> dict[str, Any]:
     return {"length": sum(kept), "shares": np.array(kept) / sum(kept), "distinct": True, "exact": True}
 
 
+def by_temperature(seed: int, domains: Any = SHUFFLED, **options: Any) -> TemperatureSampler:
+    return TemperatureSampler(domains, generator=seed, **options)
+
+
+def in_batches(seed: int, domains: Any = SHUFFLED, **options: Any) -> TemperatureBatchSampler:
+    return TemperatureBatchSampler(domains, batch_size=16, generator=seed, **options)
+
+
+def powers(tau: float) -> np.ndarray:
+    mass = COUNTS ** (1 / tau)
+    return mass / mass.sum()
+
+
+def coresets(seed: int, **options: Any) -> CoresetBatchSampler:
+    features = np.random.default_rng(1).normal(size=(N, 5))
+    return CoresetBatchSampler(features, SHUFFLED, pool_size=40, budget=15, generator=seed, **options)
+
+
 balanced_case = partial(SamplerCase, n=N, groups=SHUFFLED)
 CASES = [
     balanced_case("over", balanced, length=N, shares=np.full(5, 0.2)),
@@ -46,6 +65,24 @@ CASES = [
         shares=np.array([10, 7, 10, 1, 10]) / 38,
         distinct=True,
     ),
+    balanced_case("temperature", by_temperature, length=N, shares=powers(5.0)),
+    balanced_case("temperature-uniform", partial(by_temperature, tau=float("inf")), length=N, shares=np.full(5, 0.2)),
+    balanced_case("temperature-long", partial(by_temperature, tau=3.0, num_samples=70_001), length=70_001, shares=powers(3.0)),
+    balanced_case("temperature-in-turn", partial(by_temperature, tau=2.0, replacement=False), length=N, shares=powers(2.0)),
+    # With a schedule, the temperature of an item depends on how many processes take a step together.
+    balanced_case("cooldown", partial(by_temperature, tau=Cooldown(switch=40), batch_size=7), length=N, shards=False),
+    balanced_case("batches", in_batches, length=19, shares=powers(5.0), batches=True),
+    balanced_case("batches-quota", partial(in_batches, composition="quota"), length=19, shares=powers(5.0), batches=True),
+    balanced_case(
+        "batches-cooldown-quota",
+        partial(in_batches, composition="quota", tau=Cooldown(switch=15), num_batches=30),
+        length=30,
+        batches=True,
+        shards=False,
+    ),
+    SamplerCase("coresets", coresets, N, length=7, distinct=True, batches=True),
+    # Nothing is kept from pool to pool, but which of too many kept examples are drawn depends on the number of the pool.
+    SamplerCase("coresets-crowded", partial(coresets, normalize=None, keep_small={0, 2}), N, length=7, distinct=True, batches=True),
 ]
 
 

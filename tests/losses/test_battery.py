@@ -6,8 +6,27 @@ from functools import partial
 import pytest
 import torch
 
-from counterpoise.losses import AnyLoss, FocalLoss, HessianAlignmentLoss, WeightedLoss
-from tests.batteries.losses import BATCH_LOSS_CHECKS, LOSS_CHECKS, Batch, LossCase, compiles_to_the_same_numbers
+from counterpoise.losses import (
+    AnyLoss,
+    BalancedMSELoss,
+    ConRLoss,
+    DistanceCovariancePenalty,
+    FocalLoss,
+    HessianAlignmentLoss,
+    ScalarizedLoss,
+    WeightedLoss,
+)
+from tests.batteries.losses import (
+    BATCH_LOSS_CHECKS,
+    LOSS_CHECKS,
+    Batch,
+    LossCase,
+    a_batch_of_one_row_has_a_finite_loss_and_gradient,
+    an_empty_batch_costs_nothing,
+    compiles_to_the_same_numbers,
+    extreme_inputs_give_finite_losses_and_gradients,
+    one_row_is_a_batch,
+)
 
 LABELS = CLASSES = 4
 HUGE = torch.tensor([-1e30, -1e4, -90.0, 0.0, 90.0, 1e4, 1e30])
@@ -62,6 +81,18 @@ class ByTargets(torch.nn.Module):
         return self.loss(inputs, true.to(inputs.dtype) if inputs.ndim == 1 else true, index)
 
 
+class OfDomains(torch.nn.Module):
+    """A scalarized loss of targets (B, 2): what is true, and the domain."""
+
+    def __init__(self, reduction: str, tau: float) -> None:
+        super().__init__()
+        base = torch.nn.CrossEntropyLoss(reduction="none")
+        self.loss = ScalarizedLoss(base, [9e9, 5e3, *range(1, 49)], tau, reduction=reduction)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.loss(inputs, *targets.unbind(dim=1))
+
+
 def indexed(batch: Batch) -> Batch:
     inputs, targets = batch
     return inputs, torch.stack([targets.long(), (7 * torch.arange(len(targets)) + 1) % 50], dim=1)
@@ -107,6 +138,7 @@ CASES = [
         weighted_binary,
         lambda: indexed(tuple(part[:, 0] for part in extreme_labels(HUGE))),
     ),
+    LossCase("scalarized", partial(OfDomains, tau=1.5), weighted_classes, lambda: indexed(extreme_classes(HUGE))),
 ]
 
 
@@ -183,6 +215,57 @@ DOMAIN_CASES = [
 DOMAIN_CHECKS = [check for check in BATCH_LOSS_CHECKS if check is not compiles_to_the_same_numbers]
 
 
+class ByPairs(torch.nn.Module):
+    """ConR of features, with targets (B, 3): target, prediction and weight."""
+
+    def __init__(self, reduction: str, **options: object) -> None:
+        super().__init__()
+        self.loss = ConRLoss(1.0, reduction=reduction, **options)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.loss(inputs, *targets.unbind(dim=1))
+
+
+def similar_targets(rows: int, generator: torch.Generator) -> Batch:
+    """Three values of the target, predictions within a window of it or not."""
+    targets = 3.0 * (torch.arange(rows) % 3)
+    predictions = 2 * torch.rand(rows, generator=generator) + 0.1 * targets
+    weights = 0.5 + torch.rand(rows, generator=generator)
+    features = torch.randn(rows, LABELS, generator=generator, dtype=torch.float64)
+    return features, torch.stack([targets, predictions, weights], dim=1).double()
+
+
+def extreme_features() -> Batch:
+    """All pairs of levels, also zeros only."""
+    features = torch.cartesian_prod(HUGE, HUGE)
+    return features, torch.stack([torch.arange(49) % 7.0, torch.arange(49) % 3.0, torch.arange(49) % 4.0], dim=1)
+
+
+def numbers(rows: int, generator: torch.Generator) -> Batch:
+    targets = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    return targets + torch.randn(rows, 2, generator=generator, dtype=torch.float64), targets
+
+
+def extreme_numbers() -> Batch:
+    """Their squares are still finite in float32."""
+    levels = torch.tensor([-1e15, -1e4, -1.0, 0.0, 1.0, 1e4, 1e15])
+    return tuple(torch.cartesian_prod(levels, levels).unbind(dim=1))  # type: ignore[return-value]
+
+
+PAIR_CASES = [
+    LossCase("conr", partial(ByPairs, temperature=0.02), similar_targets, extreme_features),
+    LossCase(
+        "conr-reference-linear",
+        partial(ByPairs, push="linear", push_scale=0.2, denominator="reference", count_self=True),
+        similar_targets,
+        extreme_features,
+    ),
+    LossCase("balanced-mse", lambda reduction: BalancedMSELoss(0.7, reduction=reduction), numbers, extreme_numbers),
+]
+# A row alone has no pair, and ConR refuses it: tested in test_conr.
+PAIR_CHECKS = [check for check in LOSS_CHECKS if check not in (one_row_is_a_batch, an_empty_batch_costs_nothing)]
+
+
 BATCH_CASES = [
     batch_case("any-f1", binary, extreme_binary, amplification="auto"),
     batch_case("any-mcc-labels-bce", labels, partial(extreme_labels, HUGE), metric="mcc", multiclass=None, mix_bce=0.3),
@@ -196,6 +279,52 @@ BATCH_CASES = [
         multiclass=None,
         mix_bce=0.3,
     ),
+]
+
+
+class ByAttributes(torch.nn.Module):
+    """A penalty with attributes (n, 2) as targets: codes of levels, and a number; ``columns`` says which of them are used."""
+
+    def __init__(self, kind: str, columns: str, **options: object) -> None:
+        super().__init__()
+        self.columns, self.loss = columns, DistanceCovariancePenalty(kind, **options)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        parts = {"level": targets[:, 0].long(), "number": targets[:, 1]}
+        return self.loss(inputs, {name: parts[name] for name in self.columns.split()})
+
+
+def with_attributes(rows: int, generator: torch.Generator) -> Batch:
+    scores = torch.rand(rows, generator=generator, dtype=torch.float64)
+    return scores, torch.stack([torch.arange(rows) % 3, torch.rand(rows, generator=generator, dtype=torch.float64)], dim=1)
+
+
+def extreme_scores() -> Batch:
+    inputs, _ = extreme_labels(HUGE)
+    return inputs[:, 0], torch.stack([torch.arange(len(inputs)) % 3, torch.linspace(0, 1, len(inputs)) ** 3], dim=1)
+
+
+def dcov_case(kind: str, columns: str, **options: object) -> LossCase:
+    name = "-".join([kind, *columns.split(), *(f"{value}" for value in options.values())])
+    return LossCase(name, lambda _: ByAttributes(kind, columns, **options), with_attributes, extreme_scores, reductions=("batch",))
+
+
+# V-statistics are never negative, which the unbiased ones may be.
+DCOV_CASES = [
+    dcov_case("ccdcov", "level", unbiased=False),
+    dcov_case("ccdcov", "number", unbiased=False),
+    dcov_case("ccdcov", "level number", unbiased=False),
+    dcov_case("dcov_sum", "level number", unbiased=False, scale="equal_dvar"),
+]
+UNBIASED_DCOV_CASES = [
+    dcov_case(kind, columns) for kind in ("ccdcov", "jdcov", "dcov_sum") for columns in ("level", "number", "level number")
+]
+# Cells depend on values, which breaks a graph: compiled in test_distance_covariance. One row has no distance.
+DCOV_CHECKS = [check for check in BATCH_LOSS_CHECKS if check is not compiles_to_the_same_numbers]
+UNBIASED_DCOV_CHECKS = [
+    check
+    for check in DCOV_CHECKS
+    if check not in (a_batch_of_one_row_has_a_finite_loss_and_gradient, extreme_inputs_give_finite_losses_and_gradients)
 ]
 
 
@@ -216,3 +345,26 @@ def test_battery_of_losses_of_a_batch(case: LossCase, check: Callable[[LossCase]
 @pytest.mark.parametrize("case", DOMAIN_CASES, ids=lambda case: case.name)
 def test_battery_of_losses_of_domains(case: LossCase, check: Callable[[LossCase], None]) -> None:
     check(case)
+
+
+@pytest.mark.filterwarnings("ignore:attributes:UserWarning")  # a batch of one row has a single value
+@pytest.mark.parametrize("check", DCOV_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", DCOV_CASES, ids=lambda case: case.name)
+def test_battery_of_distance_covariances(case: LossCase, check: Callable[[LossCase], None]) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("check", UNBIASED_DCOV_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", UNBIASED_DCOV_CASES, ids=lambda case: case.name)
+def test_battery_of_unbiased_distance_covariances(case: LossCase, check: Callable[[LossCase], None]) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("check", PAIR_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", PAIR_CASES, ids=lambda case: case.name)
+def test_battery_of_losses_of_pairs(case: LossCase, check: Callable[[LossCase], None]) -> None:
+    check(case)
+
+
+def test_an_empty_batch_has_no_balanced_error() -> None:
+    an_empty_batch_costs_nothing(next(case for case in PAIR_CASES if case.name == "balanced-mse"))

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from ._curve import select_by_curve as select_by_curve
     from ._examine import TrainingDiagnosis as TrainingDiagnosis
     from ._examine import examine as examine
+    from ._feature_collapse import CollapseReport as CollapseReport
+    from ._feature_collapse import feature_collapse as feature_collapse
     from ._from_sketch import Conflict as Conflict
     from ._from_sketch import Leverage as Leverage
     from ._from_sketch import conflict as conflict
     from ._from_sketch import group_shares as group_shares
     from ._from_sketch import interaction as interaction
+    from ._gradient_features import gradient_features as gradient_features
     from ._gradient_imbalance import GradientImbalance as GradientImbalance
     from ._gradient_imbalance import gradient_imbalance as gradient_imbalance
     from ._head import LinearHeadReport as LinearHeadReport
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from ._hint import StageHint as StageHint
     from ._imbalance import ImbalanceReport as ImbalanceReport
     from ._imbalance import class_imbalance as class_imbalance
+    from ._intersections import IntersectionalReport as IntersectionalReport
+    from ._intersections import intersectional_report as intersectional_report
     from ._invariance import InvarianceReport as InvarianceReport
     from ._invariance import scale_invariance as scale_invariance
     from ._magnitude import MagnitudeSimilarity as MagnitudeSimilarity
@@ -59,6 +64,8 @@ if TYPE_CHECKING:
     from ._table import StudyDiagnosis as StudyDiagnosis
     from ._table import diagnose as diagnose
     from ._trajectory import LossTrajectory as LossTrajectory
+    from ._variance import VarianceReport as VarianceReport
+    from ._variance import gradient_variance as gradient_variance
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -76,6 +83,7 @@ __getattr__, __dir__, __all__ = attach(
         "CoherenceReport": "_coherence",
         "CollapseAccumulator": "_collapse_metrics",
         "CollapsePrediction": "_collapse",
+        "CollapseReport": "_feature_collapse",
         "CurveFit": "_curve",
         "CurveReport": "_curve",
         "GradientImbalance": "_gradient_imbalance",
@@ -83,6 +91,7 @@ __getattr__, __dir__, __all__ = attach(
         "GroupShares": "_shares",
         "HeadAlignment": "_head_alignment",
         "ImbalanceReport": "_imbalance",
+        "IntersectionalReport": "_intersections",
         "InvarianceReport": "_invariance",
         "LinearHeadReport": "_head",
         "LossTrajectory": "_trajectory",
@@ -94,6 +103,7 @@ __getattr__, __dir__, __all__ = attach(
         "SharpnessReport": "_sharpness",
         "StageHint": "_hint",
         "StudyDiagnosis": "_table",
+        "VarianceReport": "_variance",
         "appearance_clusters": "_appearance",
         "class_imbalance": "_imbalance",
         "coherence": "_coherence",
@@ -101,9 +111,13 @@ __getattr__, __dir__, __all__ = attach(
         "collapse_threshold": "_collapse",
         "diagnose": "_table",
         "examine_linear": "_head",
+        "feature_collapse": "_feature_collapse",
+        "gradient_features": "_gradient_features",
         "head_alignment": "_head_alignment",
         "gradient_imbalance": "_gradient_imbalance",
+        "gradient_variance": "_variance",
         "head_shares": "_head",
+        "intersectional_report": "_intersections",
         "magnitude_similarity": "_magnitude",
         "metric_advice": "_mistakes",
         "mistake_leverage": "_mistakes",

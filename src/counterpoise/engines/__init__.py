@@ -8,15 +8,31 @@ from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
     from . import lightning, skorch, transformers
+    from ._calibrate import CalibrationPath, calibrate_penalty
+    from ._fair_penalty import FairPenaltyClassifier, FairPenaltyRegressor
     from ._mlp import MLPClassifier, MLPRegressor
 
-    __all__ = ["MLPClassifier", "MLPRegressor", "lightning", "skorch", "transformers"]
+    __all__ = [
+        "CalibrationPath",
+        "FairPenaltyClassifier",
+        "FairPenaltyRegressor",
+        "MLPClassifier",
+        "MLPRegressor",
+        "calibrate_penalty",
+        "lightning",
+        "skorch",
+        "transformers",
+    ]
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "CalibrationPath": "_calibrate",
+        "FairPenaltyClassifier": "_fair_penalty",
+        "FairPenaltyRegressor": "_fair_penalty",
         "MLPClassifier": "_mlp",
         "MLPRegressor": "_mlp",
+        "calibrate_penalty": "_calibrate",
         "lightning": "lightning",  # callbacks, each in a module that is named after its framework
         "skorch": "skorch",
         "transformers": "transformers",

@@ -12,11 +12,20 @@ if TYPE_CHECKING:
     from ._anyloss import SoftConfusion as SoftConfusion
     from ._anyloss import amplify as amplify
     from ._anyloss import soft_confusion as soft_confusion
+    from ._balanced_mse import BalancedMSELoss as BalancedMSELoss
     from ._class_weights import class_weights as class_weights
+    from ._conr import ConRLoss as ConRLoss
+    from ._distance_covariance import distance_covariance as distance_covariance
+    from ._distance_covariance import joint_distance_covariance as joint_distance_covariance
+    from ._distance_covariance_penalty import DistanceCovariancePenalty as DistanceCovariancePenalty
     from ._focal import FocalLoss as FocalLoss
     from ._guided import GuidedLossScaling as GuidedLossScaling
     from ._hessian_alignment import HessianAlignmentLoss as HessianAlignmentLoss
     from ._hessian_alignment import HessianAlignmentTerms as HessianAlignmentTerms
+    from ._label_density import fit_window as fit_window
+    from ._label_density import lds_weights as lds_weights
+    from ._scalarized import ScalarizedLoss as ScalarizedLoss
+    from ._scalarized import scalarization_weights as scalarization_weights
     from ._weighted import WeightedLoss as WeightedLoss
     from ._weighted import dequity_weight as dequity_weight
 
@@ -24,16 +33,25 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "AnyLoss": "_anyloss",
+        "BalancedMSELoss": "_balanced_mse",
+        "ConRLoss": "_conr",
+        "DistanceCovariancePenalty": "_distance_covariance_penalty",
         "FocalLoss": "_focal",
         "GuidedLossScaling": "_guided",
         "HessianAlignmentLoss": "_hessian_alignment",
         "HessianAlignmentTerms": "_hessian_alignment",
+        "ScalarizedLoss": "_scalarized",
         "SoftConfusion": "_anyloss",
         "WeightedLoss": "_weighted",
         "amplify": "_anyloss",
         "class_weights": "_class_weights",
         "dequity_weight": "_weighted",
+        "fit_window": "_label_density",
+        "distance_covariance": "_distance_covariance",
         "functional": "functional",
+        "joint_distance_covariance": "_distance_covariance",
+        "lds_weights": "_label_density",
+        "scalarization_weights": "_scalarized",
         "soft_confusion": "_anyloss",
     },
 )

@@ -129,10 +129,7 @@ class WeightedLoss(nn.Module):
         super().__init__()
         check_choice("normalize", normalize, ("mean", "none"))
         check_choice("reduction", reduction, ("mean", "sum", "none"))
-        if not callable(base):
-            bad_input("base", type(base).__name__, 'a loss, such as torch.nn.CrossEntropyLoss(reduction="none")')
-        if getattr(base, "reduction", "none") != "none":
-            bad_input("base", f"{type(base).__name__} with reduction={base.reduction!r}", 'a loss with reduction="none"')
+        check_base("base", base)
         self.base = base
         self.normalize = normalize
         self.reduction = reduction
@@ -140,32 +137,52 @@ class WeightedLoss(nn.Module):
         self.register_buffer("weights", checked * mean_scale(checked) if normalize == "mean" else checked)
 
     def forward(self, input: Any, target: Any, index: Tensor) -> Tensor:
-        if isinstance(input, Tensor) and input.dtype in (torch.float16, torch.bfloat16):
-            input = input.float()
-        losses: Tensor = self.base(input, target)
-        self._check(losses, index)
-        weight = self.weights[index.to(device=self.weights.device, dtype=torch.int64)].to(device=losses.device, dtype=losses.dtype)
-        weighted = losses * weight.view(-1, *[1] * (losses.ndim - 1))
-        if self.reduction == "none":
-            return weighted
-        return weighted.sum() if self.reduction == "sum" else weighted.sum() / max(weighted.numel(), 1)
+        losses: Tensor = self.base(single(input), target)
+        known = f"positions 0..{len(self.weights) - 1} of the data set the weights belong to"
+        check_rows(losses, index, len(self.weights), "base", "index", known, "IndexedDataset yields it.")
+        return weigh(losses, self.weights, index, self.reduction)
 
     def extra_repr(self) -> str:
         return f"weights=({len(self.weights)} values), normalize={self.normalize!r}, reduction={self.reduction!r}"
 
-    def _check(self, losses: Tensor, index: Tensor) -> None:
-        if losses.ndim == 0:
-            bad_input("base", "a single loss for the whole batch", "one loss per example, shape (B, ...)", 'Pass reduction="none" to it.')
-        if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
-            found = f"a tensor of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
-            bad_input("index", found, "an integer tensor (B,)", "IndexedDataset yields it.")
-        if index.shape != losses.shape[:1]:
-            bad_input("index", f"shape {tuple(index.shape)} for {len(losses)} losses", "one position per example, shape (B,)")
-        if torch.compiler.is_compiling():
-            return
-        outside = (index < 0) | (index >= len(self.weights))
-        if bool(outside.any()):
-            bad_input("index", int(index[outside][0]), f"positions 0..{len(self.weights) - 1} of the data set the weights belong to")
+
+def check_base(argument: str, base: Any) -> None:
+    """A loss that is not reduced."""
+    if not callable(base):
+        bad_input(argument, type(base).__name__, 'a loss, such as torch.nn.CrossEntropyLoss(reduction="none")')
+    if getattr(base, "reduction", "none") != "none":
+        bad_input(argument, f"{type(base).__name__} with reduction={base.reduction!r}", 'a loss with reduction="none"')
+
+
+def check_rows(losses: Tensor, index: Any, count: int, base: str, argument: str, known: str, hint: str = "") -> None:
+    """One loss per example, and for each an integer below ``count``; ``known`` says which ones there are."""
+    if losses.ndim == 0:
+        bad_input(base, "a single loss for the whole batch", "one loss per example, shape (B, ...)", 'Pass reduction="none" to it.')
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+        found = f"a tensor of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
+        bad_input(argument, found, "an integer tensor (B,)", hint)
+    if index.shape != losses.shape[:1]:
+        bad_input(argument, f"shape {tuple(index.shape)} for {len(losses)} losses", "one integer per example, shape (B,)")
+    if torch.compiler.is_compiling():
+        return
+    outside = (index < 0) | (index >= count)
+    if bool(outside.any()):
+        bad_input(argument, int(index[outside][0]), known)
+
+
+def single(input: Any) -> Any:
+    """Half precision as float32; everything else as it is."""
+    half = isinstance(input, Tensor) and input.dtype in (torch.float16, torch.bfloat16)
+    return input.float() if half else input
+
+
+def weigh(losses: Tensor, weights: Tensor, index: Tensor, reduction: str) -> Tensor:
+    """Losses (B, ...) times the weights of their examples, reduced; "mean" divides by their number, not by the weights."""
+    weight = weights[index.to(device=weights.device, dtype=torch.int64)].to(device=losses.device, dtype=losses.dtype)
+    weighted = losses * weight.view(-1, *[1] * (losses.ndim - 1))
+    if reduction == "none":
+        return weighted
+    return weighted.sum() if reduction == "sum" else weighted.sum() / max(weighted.numel(), 1)
 
 
 def _check_weights(weights: Any) -> Tensor:

@@ -8,6 +8,8 @@ from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
     from ._accumulator import CurveDecompositionMetric as CurveDecompositionMetric
+    from ._by_group import between_group_variance_share as between_group_variance_share
+    from ._by_group import jensen_shannon_by_group as jensen_shannon_by_group
     from ._compare import MetricInterval as MetricInterval
     from ._compare import paired_metric_ci as paired_metric_ci
     from ._decomposition import CurveDecomposition as CurveDecomposition
@@ -32,6 +34,8 @@ __getattr__, __dir__, __all__ = attach(
         "OperatingPoint": "_roc_hull",
         "RocGrid": "_roc_grid",
         "auroc_auprc_decomposition": "_decomposition",
+        "between_group_variance_share": "_by_group",
+        "jensen_shannon_by_group": "_by_group",
         "log_tpr_auc": "_decomposition",
         "macro_ovr_auc": "_macro",
         "make_group_scorer": "_group_scorer",

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from counterpoise import datasets
-from counterpoise.datasets._load import DATA_VARIABLE
+from counterpoise.datasets._load import DATA_VARIABLE, _locate, _read, _registry, _tables
 
-__all__ = ["load_from"]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["columns_from", "load_from"]
 
 
 def load_from(data_dir: str | Path | None, name: str) -> datasets.Dataset:
     """``datasets.load(name)``, with ``data_dir`` (if given) in place of ``$COUNTERPOISE_DATA``."""
-    if data_dir is None:
+    with _folder(data_dir):
         return datasets.load(name)
+
+
+def columns_from(data_dir: str | Path | None, name: str) -> pl.DataFrame:
+    """All columns of the file behind a name, those included that a model for its usual target must not see."""
+    with _folder(data_dir):
+        table = _tables()[name]
+        return _read(name, table, _locate(name, table, _registry()["source"][table["source"]]))
+
+
+@contextmanager
+def _folder(data_dir: str | Path | None) -> Iterator[None]:
     before = os.environ.get(DATA_VARIABLE)
-    os.environ[DATA_VARIABLE] = str(data_dir)
+    if data_dir is not None:
+        os.environ[DATA_VARIABLE] = str(data_dir)
     try:
-        return datasets.load(name)
+        yield
     finally:
-        if before is None:
-            del os.environ[DATA_VARIABLE]
-        else:
-            os.environ[DATA_VARIABLE] = before
+        if data_dir is not None:
+            if before is None:
+                del os.environ[DATA_VARIABLE]
+            else:
+                os.environ[DATA_VARIABLE] = before
