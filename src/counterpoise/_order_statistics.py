@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["median", "order_bounds", "single", "winsorized_mean"]
+from counterpoise._precision import single
+
+__all__ = ["median", "order_bounds", "winsorized_mean"]
 
 Pick = Callable[..., Tensor]  # torch.minimum or torch.maximum
 
@@ -66,11 +68,6 @@ def order_bounds(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     low = _first(lists, rest, torch.minimum, torch.maximum, float("inf"))
     high = _first(lists.flip(1), rest, torch.maximum, torch.minimum, float("-inf"))
     return low[k], high[k]
-
-
-def single(x: Tensor) -> Tensor:
-    """In single precision at least."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _by_parts(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

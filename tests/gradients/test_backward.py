@@ -275,6 +275,16 @@ def test_a_gradient_that_is_not_finite_is_left_to_the_scaler(strategy: str, valu
     assert str(aggregator.state_dict()) == str(before)
 
 
+def test_a_step_that_the_scaler_skips_holds_no_weights() -> None:
+    model, data = ThreeHeads(dtype=torch.float32), batch(dtype=torch.float32)
+    scaler, aggregator = torch.amp.GradScaler("cpu", init_scale=4.0), EqualLength()
+    spoiled = {name: loss * (float("inf") if name == "depth" else 1) for name, loss in model(*data).items()}
+    backward(spoiled, aggregator, scaler=scaler, refresh_every=5)
+    assert not aggregator.state_dict()
+    assert backward(model(*data), aggregator, scaler=scaler, refresh_every=5).strategy == "rows"
+    assert backward(model(*data), aggregator, scaler=scaler, refresh_every=5).strategy == "held weights"
+
+
 @pytest.mark.parametrize("what", ["losses", "gradients"])
 @pytest.mark.parametrize("strategy", ["rows", "sketch"])
 def test_without_a_scaler_it_is_an_error_that_names_the_loss(strategy: str, what: str) -> None:

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from counterpoise._errors import InputError
 from counterpoise.gradients import GroupLoss
 from counterpoise.gradients._ghost import Ghost, ghost_gramian
-from counterpoise.gradients._ghost_layouts import Looks, coefficients, judge
-from counterpoise.gradients._ghost_uses import ProductUse
+from counterpoise.gradients._ghost._layouts import Looks, coefficients, judge
+from counterpoise.gradients._ghost._uses import ProductUse
 
 B, M, CLASSES = 12, 4, 5
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -386,7 +386,7 @@ def test_both_ways_of_adding_up_agree() -> None:
 @pytest.mark.parametrize("name", ["cnn", "transformer, tied", "embedding"])
 def test_one_block_at_a_time(name, monkeypatch) -> None:
     """Large parameters are formed some rows at a time."""
-    monkeypatch.setattr("counterpoise.gradients._ghost_sums.AT_ONCE", 50)
+    monkeypatch.setattr("counterpoise.gradients._ghost._sums.AT_ONCE", 50)
     torch.manual_seed(0)
     model = CASES[name].make().double()
     assert not agrees(model, group_losses(model, CASES[name].inputs(torch.float64)), 1e-10).left
@@ -553,7 +553,7 @@ def test_layouts_are_remembered_by_shape() -> None:
 
 
 def test_only_so_many_shapes_are_remembered(monkeypatch) -> None:
-    monkeypatch.setattr("counterpoise.gradients._ghost.REMEMBERED", 2)
+    monkeypatch.setattr("counterpoise.gradients._ghost._gramian.REMEMBERED", 2)
     model, group_loss = mlp(), GroupLoss(nn.CrossEntropyLoss(reduction="none"), M)
     for b in (5, 6, 7, 8):
         losses = group_loss(model(torch.randn(b, 8)), torch.zeros(b, dtype=torch.long), torch.arange(b) % M)

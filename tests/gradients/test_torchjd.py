@@ -143,3 +143,9 @@ def test_ours_in_their_engine() -> None:
     weights = as_torchjd(EqualLength()).gramian_weighting(engine.compute_gramian(losses))
     rows = rows_of_losses(dict(enumerate(model(x).square().mean(dim=1))), list(model.parameters()))
     torch.testing.assert_close(weights, EqualLength().weights(GradientStatistics.from_rows([rows])))
+
+
+@pytest.mark.parametrize("make", [theirs.MoDoWeighting, theirs.SDMGradWeighting])
+def test_methods_of_two_batches_are_refused(make: type) -> None:
+    with pytest.raises(CounterpoiseError, match=r"aggregator: got '\w+'; expected one that combines the gradients of one batch"):
+        backward(ThreeHeads()(*batch()), make())

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._rules import wide
+from counterpoise._precision import single
+
 from ._uses import GivenRows, OuterUse, Use
 
 __all__ = ["replay_attention"]
@@ -28,16 +29,16 @@ def replay_attention(
     given = dict(zip(NAMES, args, strict=False)) | dict(kwargs)
     if layer.bias_k is not None or given["query"].ndim != 3:
         return None
-    inputs = [wide(given[name].detach()) for name in ("query", "key", "value")]
+    inputs = [single(given[name].detach()) for name in ("query", "key", "value")]
     same = given["query"] is given["key"] is given["value"]
     sequence = [x.transpose(0, 1) if layer.batch_first else x for x in inputs]
     E = layer.embed_dim
     if layer._qkv_same_embed_dim:
-        weights = wide(layer.in_proj_weight.detach()).chunk(3)
+        weights = single(layer.in_proj_weight.detach()).chunk(3)
     else:
-        weights = tuple(wide(getattr(layer, f"{name}_proj_weight").detach()) for name in "qkv")
-    biases = (None,) * 3 if layer.in_proj_bias is None else wide(layer.in_proj_bias.detach()).chunk(3)
-    out_weight = wide(layer.out_proj.weight.detach())
+        weights = tuple(single(getattr(layer, f"{name}_proj_weight").detach()) for name in "qkv")
+    biases = (None,) * 3 if layer.in_proj_bias is None else single(layer.in_proj_bias.detach()).chunk(3)
+    out_weight = single(layer.out_proj.weight.detach())
     identity = torch.eye(E, dtype=out_weight.dtype, device=out_weight.device)
     with torch.enable_grad():
         projected = [F.linear(x, w, b).requires_grad_() for x, w, b in zip(sequence, weights, biases, strict=True)]
@@ -72,12 +73,12 @@ def replay_attention(
             return []
         results, by = [], []
         if g_out is not None:
-            g_out = wide(g_out.transpose(0, 1) if layer.batch_first else g_out)
+            g_out = single(g_out.transpose(0, 1) if layer.batch_first else g_out)
             results.append(F.linear(attended, out_weight))
             by.append(g_out)
         if g_scores is not None and scores is not None:
             results.append(scores)
-            by.append(wide(g_scores))
+            by.append(single(g_scores))
         found = torch.autograd.grad(results, projected, by, allow_unused=True)
     bs = [(torch.zeros_like(p) if g is None else g).transpose(0, 1) for p, g in zip(projected, found, strict=True)]
     xs = [x.transpose(0, 1) for x in sequence]

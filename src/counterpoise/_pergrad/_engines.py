@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from counterpoise._errors import InputError, bad_input
+from counterpoise._precision import HALF, single
 
 from ._collect import Collector, ParameterSpace
 from ._layouts import Layouts, find_layouts
 from ._projection import Projection
 from ._recurrent import is_recurrent
 from ._remembered import kind_of_batch, remembered
-from ._rules import HALF
 from ._state import exact_backends
 from ._watch import FAILURES, StaleInputError, Watch, flat
 
@@ -484,7 +484,7 @@ def vmap(job: Job) -> Measured:
             for rows, gradients, value in _vectorized(job, batch, n):
                 here[rows] = value.detach().double().cpu()
                 for place, g in enumerate(gradients):
-                    collector.dense(place, g.float() if g.dtype in (torch.float16, torch.bfloat16) else g, rows)
+                    collector.dense(place, single(g), rows)
             collector.finish()
             parts.append(collector)
             losses.append(here)
@@ -672,7 +672,7 @@ def loop(job: Job, direction: Tensor | None = None) -> Measured:
                 _, value = _alone(job, batch, i, n, copies)
                 here[i] = value.detach().double().cpu()
                 for place, g in enumerate(_gradients(job.model, value, job.space)):
-                    collector.dense(place, g[None].float() if g.dtype in HALF else g[None], slice(i, i + 1))
+                    collector.dense(place, single(g[None]), slice(i, i + 1))
             collector.finish()
             parts.append(collector)
             losses.append(here)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from counterpoise._precision import HALF
+
 from ._collect import ParameterSpace
-from ._rules import HALF, Layout, Plan, rule_of
+from ._rules import Layout, Plan, rule_of
 
 __all__ = ["Layouts", "find_layouts", "fits", "guess_layout", "leaves_of", "opened", "owners"]
 

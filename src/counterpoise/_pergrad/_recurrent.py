@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from ._rules import wide
+from counterpoise._precision import single
+
 from ._uses import OuterUse, Use
 
 __all__ = ["replay"]
@@ -28,7 +29,7 @@ def replay(layer: Any, places: Mapping[str, int], args: tuple[Any, ...], grads: 
     elif layer.batch_first:
         x = x.transpose(0, 1)
         g_out = None if g_out is None else g_out.transpose(0, 1)
-    x = wide(x.detach())
+    x = single(x.detach())
     steps, n = x.shape[:2]
     alive = None if lengths is None else (torch.arange(steps)[:, None] < lengths[None]).to(x.device)[:, :, None]
 
@@ -49,9 +50,11 @@ def replay(layer: Any, places: Mapping[str, int], args: tuple[Any, ...], grads: 
             outs = []
             for direction in range(directions):
                 suffix = f"l{level}" + ("_reverse" if direction else "")
-                weight = {name: wide(getattr(layer, f"{name}_{suffix}").detach()) for name in ("weight_ih", "weight_hh")}
-                bias = {name: wide(getattr(layer, f"{name}_{suffix}").detach()) if layer.bias else None for name in ("bias_ih", "bias_hh")}
-                project = wide(getattr(layer, f"weight_hr_{suffix}").detach()) if layer.proj_size else None
+                weight = {name: single(getattr(layer, f"{name}_{suffix}").detach()) for name in ("weight_ih", "weight_hh")}
+                bias = {
+                    name: single(getattr(layer, f"{name}_{suffix}").detach()) if layer.bias else None for name in ("bias_ih", "bias_hh")
+                }
+                project = single(getattr(layer, f"weight_hr_{suffix}").detach()) if layer.proj_size else None
                 at = level * directions + direction
                 h, c = h0[at], c0[at] if c0 is not None else None
                 gates_x = F.linear(sequence, weight["weight_ih"], bias["bias_ih"])
@@ -87,7 +90,7 @@ def replay(layer: Any, places: Mapping[str, int], args: tuple[Any, ...], grads: 
         kept = [(r, g) for r, g in zip(results, [g_out, *grads[1:]], strict=True) if g is not None]
         if not kept:
             return []
-        found = torch.autograd.grad([r for r, _ in kept], watched, [wide(g) for _, g in kept], allow_unused=True)
+        found = torch.autograd.grad([r for r, _ in kept], watched, [single(g) for _, g in kept], allow_unused=True)
     by_gate = {id(gate): torch.zeros_like(gate) if g is None else g for gate, g in zip(watched, found, strict=True)}
 
     uses: list[Use] = []
@@ -104,7 +107,7 @@ def replay(layer: Any, places: Mapping[str, int], args: tuple[Any, ...], grads: 
 
 
 def _initial(given: Tensor | None, layers: int, n: int, width: int, like: Tensor) -> Tensor:
-    return like.new_zeros(layers, n, width) if given is None else wide(given.detach())
+    return like.new_zeros(layers, n, width) if given is None else single(given.detach())
 
 
 def _cell(mode: str, x: Tensor, y: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -10,20 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from counterpoise._precision import single
+
 from ._uses import ConvolutionUse, GivenUse, LookupUse, OuterUse, Use
 
-__all__ = ["Layout", "examples_first", "rule_of", "wide"]
-
-HALF = (torch.float16, torch.bfloat16)
+__all__ = ["Layout", "examples_first", "rule_of"]
 
 # Where the n examples are in a tensor: along a dimension, in n * T rows, all of an example together ("flat"), or not at all.
 Layout = int | str | None
 Rule = Callable[[Any, Mapping[str, int], Tensor, Layout, int], "Callable[[Tensor, Layout], Use] | None"]
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision is multiplied up in float32."""
-    return x.float() if x.dtype in HALF else x
 
 
 def examples_first(x: Tensor, layout: Layout, n: int) -> Tensor:
@@ -38,7 +33,7 @@ def examples_first(x: Tensor, layout: Layout, n: int) -> Tensor:
 
 def _positions(x: Tensor, layout: Layout, n: int, trailing: int = 1) -> Tensor:
     """(n, T, ...): examples, everything else that is not a feature, and the last ``trailing`` dimensions."""
-    x = wide(examples_first(x, layout, n))
+    x = single(examples_first(x, layout, n))
     return x.reshape(n, -1, *x.shape[x.ndim - trailing :])
 
 
@@ -66,7 +61,7 @@ def convolution(layer: Any, places: Mapping[str, int], x: Tensor, layout: Layout
         return None
 
     def use(b: Tensor, out: Layout) -> Use:
-        return ConvolutionUse(layer, places.get("weight"), places.get("bias"), wide(x), wide(b))
+        return ConvolutionUse(layer, places.get("weight"), places.get("bias"), single(x), single(b))
 
     return use
 
@@ -91,7 +86,7 @@ def bag(layer: Any, places: Mapping[str, int], x: Tensor, layout: Layout, n: int
 
     def use(b: Tensor, out: Layout) -> Use:
         counts = torch.ones_like(x) if layer.padding_idx is None else (x != layer.padding_idx).long()
-        per_token = wide(b)[:, None] * counts[:, :, None]
+        per_token = single(b)[:, None] * counts[:, :, None]
         if layer.mode == "mean":
             per_token = per_token / counts.sum(dim=1).clamp(min=1)[:, None, None]
         return LookupUse(places["weight"], x, per_token, layer.weight.shape)
@@ -107,7 +102,7 @@ def normalization(layer: Any, places: Mapping[str, int], x: Tensor, layout: Layo
         return None
 
     def use(b: Tensor, out: Layout) -> Use:
-        scaled, b = x_hat(layer, wide(x)), wide(b)
+        scaled, b = x_hat(layer, single(x)), single(b)
         if trailing:  # (n, T, features): sums over the positions
             size = torch.Size(layer.normalized_shape).numel()
             scaled, b = (examples_first(t, out, n).reshape(n, -1, size).mT for t in (scaled, b))

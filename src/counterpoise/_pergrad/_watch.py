@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from counterpoise._precision import HALF
+
 from ._attention import replay_attention
 from ._collect import Collector, ParameterSpace
 from ._layouts import Layouts, fits, guess_layout, leaves_of, opened, owners
 from ._recurrent import is_recurrent, replay
-from ._rules import HALF, Layout, Plan, examples_first
+from ._rules import Layout, Plan, examples_first
 from ._state import exact_backends
 from ._uses import LocalUse, OuterUse, Use, hand_in_together
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise._errors import bad_input, check_choice, check_range, listing
+from counterpoise._precision import single
 from counterpoise._seeding import generator as stream
 
-from ._facility_location import METRICS, facility_location, wide
+from ._facility_location import METRICS, facility_location
 from ._passes import _seed_of
 from ._sources import allocate_budget, sizes_of, small_sources
 
@@ -215,7 +216,7 @@ class MiniBatchCoreset:
             return start
         if any("exp_avg" not in state or "exp_avg_sq" not in state for state in states):
             bad_input("optimizer", f"a {type(optimizer).__name__} without exp_avg of all parameters", "Adam or AdamW after a step of all")
-        m, v = (torch.cat([wide(state[name].detach()).flatten() for state in states]) for name in ("exp_avg", "exp_avg_sq"))
+        m, v = (torch.cat([single(state[name].detach()).flatten() for state in states]) for name in ("exp_avg", "exp_avg_sq"))
         return replace(start, m=m, v=v, step=int(states[0]["step"]))
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,7 +261,7 @@ class MiniBatchCoreset:
             bad_input("budget", self.budget, f"at most {pool}, the examples of this pool", "Leave out the last, smaller pool of an epoch.")
         if self.source_sizes is not None and (unknown := sorted(set(ids.tolist()) - set(self.source_sizes))):
             bad_input("sources", f"{listing(unknown)}", f"sources that are in source_sizes: {listing(self.source_sizes)}")
-        return wide(features.detach()), ids
+        return single(features.detach()), ids
 
     def _past(self, history: AdamHistory | None, g: Tensor) -> AdamHistory:
         if (history is None) == (self.normalize == "optimizer"):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from counterpoise._errors import bad_input, check_range, listing
+from counterpoise._precision import single
 from counterpoise._seeding import generator as stream
 from counterpoise._seeding import seed_integer
 
 from ._coreset import MiniBatchCoreset, as_sources
-from ._facility_location import wide
 from ._passes import PassSampler
 
 __all__ = ["CoresetBatchSampler"]
@@ -79,7 +79,7 @@ class CoresetBatchSampler(PassSampler[list[int]]):
         n = len(self._sources)
         if known.ndim != 2 or known.is_complex() or len(known) != n:
             bad_input("features", f"shape {tuple(known.shape)} for {n} sources", f"real numbers of shape ({n}, d), a row for each source")
-        self._features = wide(known)
+        self._features = single(known if known.is_floating_point() else known.float())
         check_range("pool_size", pool_size, low=1, high=n, integer=True)
         check_range("budget", budget, low=1, high=pool_size, integer=True)
         if unknown := sorted(set(options) - {"source_sizes", "keep_small", "normalize", "top_dims", "metric", "per_source", "weights"}):

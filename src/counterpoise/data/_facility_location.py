@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from counterpoise._errors import bad_input, check_choice, check_range, listing
+from counterpoise._precision import single
 from counterpoise._seeding import generator as stream
 
 from ._passes import _seed_of
 
-__all__ = ["METRICS", "Selection", "facility_location", "pairwise_distances", "wide"]
+__all__ = ["METRICS", "Selection", "facility_location", "pairwise_distances"]
 
 METRICS = ("l1", "euclidean", "cosine")
 OPTIMIZERS = ("lazy", "naive", "stochastic")
@@ -163,11 +164,6 @@ def pairwise_distances(rows: Tensor, metric: str) -> Tensor:
     return cosine_distance.masked_fill_(zero | zero[:, None], 1.0)
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
 def _matrix(features: Any) -> Tensor:
     try:
         rows = features.detach() if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
@@ -175,7 +171,7 @@ def _matrix(features: Any) -> Tensor:
         bad_input("features", features, "a tensor or an array of numbers, one row per example")
     if rows.ndim != 2 or rows.is_complex() or not rows.numel():
         bad_input("features", f"{rows.dtype} of shape {tuple(rows.shape)}", "real numbers of shape (n, h), one row per example")
-    return wide(rows)
+    return single(rows if rows.is_floating_point() else rows.float())
 
 
 def _lazy(columns: FloatArray, budget: int) -> tuple[list[int], list[float]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._precision import single
 
 __all__ = ["FeatureSMOTE"]
 
@@ -234,7 +235,7 @@ def _groups(y: Tensor, n: int) -> tuple[int, Iterator[tuple[int, int, Tensor]]]:
 
 def _searchable(features: Tensor) -> Tensor:
     """Centered, so that the difference of large norms keeps the digits of small distances; at least float32."""
-    points = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    points = single(features)
     return points - points.mean(dim=0) if len(points) else points
 
 
@@ -254,8 +255,7 @@ def _nearest(points: Tensor, rows: Tensor, k: int) -> Tensor:
 
 
 def _between(pool: Tensor, seeds: Tensor, ends: Tensor, gaps: Tensor) -> Tensor:
-    half = pool.dtype in (torch.float16, torch.bfloat16)
-    first, second = (pool[rows].float() if half else pool[rows] for rows in (seeds, ends))
+    first, second = (single(pool[rows]) for rows in (seeds, ends))
     return (first + gaps[:, None] * (second - first)).to(pool.dtype)
 
 

@@ -31,6 +31,7 @@ from counterpoise._pergrad import (
     untouched,
     with_lengths,
 )
+from counterpoise._precision import HALF
 
 from ._examine import TrainingDiagnosis, diagnosis_of
 from ._from_sketch import group_shares
@@ -345,7 +346,7 @@ class Recorder:
             ours = sums[:, space.slices[place]].sum(dim=0) / watch.scale
             truth = torch.zeros_like(ours) if grad is None else flat_gradient(grad).to(ours.dtype)
             # Late in training the examples' gradients cancel, and their sum is no better than their rounding.
-            half = watch.half or space.tensors[place].dtype in (torch.float16, torch.bfloat16)
+            half = watch.half or space.tensors[place].dtype in HALF
             rounding = (ROUNDING_HALF if half else ROUNDING) * float(size[place]) / abs(watch.scale)
             if float((truth - ours).norm()) > DIFFERS * float(truth.norm()) + rounding + 1e-12:
                 wrong.add(place)

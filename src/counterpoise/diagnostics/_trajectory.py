@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from counterpoise._errors import bad_input, check_range
 from counterpoise._pergrad import exact_backends, untouched
+from counterpoise._precision import HALF
 
 from ._probe import draw, per_example_loss
 from ._sharpness import BATCH, check_momentum, edge_of
@@ -445,7 +446,7 @@ def _largest(values: Array, count: int) -> Index:
 
 def _losses(losses: Tensor | npt.ArrayLike) -> npt.NDArray[np.float32]:
     if isinstance(losses, Tensor):
-        if losses.dtype in (torch.float16, torch.bfloat16):
+        if losses.dtype in HALF:
             bad_input(
                 "losses", f"a tensor of {losses.dtype}", "float32 or float64", "Half precision rounds the changes between steps away."
             )

@@ -50,6 +50,11 @@ class Accumulator:
     scaler, process_group, reduce, sketch_dim
         As for :func:`backward`. With several processes, communication happens in :meth:`step` alone.
 
+    Raises
+    ------
+    InputError
+        If ``params`` is empty, frozen or holds what is no leaf, or another argument is out of range.
+
     Notes
     -----
     Memory: m n numbers for the sums, one gradient while a loss is differentiated. Between steps nothing but what the aggregator remembers.
@@ -144,7 +149,7 @@ class Accumulator:
         names = tuple(dict.fromkeys([*self._names, *terms.names]))
         check_sketch_dim(self._tracer.dim, len(names))
         leaves = leaves_of(terms, self.params)
-        traces = Traces(len(terms), leaves, self._tracer)
+        traces = Traces(leaves, self._tracer)
         for i, name in enumerate(terms.names):
             rest = [*leaves.heads[i], *leaves.others]
             try:
@@ -251,13 +256,10 @@ class Accumulator:
             )  # fmt: skip
         return tuple(everywhere[0])
 
-    def _parts(self, count: Tensor) -> Parts | None:
+    def _parts(self, count: Tensor) -> Parts:
         """The micro-batches as independent parts of the averages."""
         m = len(self._names)
-        gramians, both = (
-            torch.zeros(m, m, dtype=torch.float64, device=count.device),
-            torch.zeros(m, m, dtype=torch.float64, device=count.device),
-        )
+        gramians, both = torch.zeros(2, m, m, dtype=torch.float64, device=count.device)
         for i, first in enumerate(self._names):
             for j, second in enumerate(self._names[: i + 1]):
                 pair = (second, first)

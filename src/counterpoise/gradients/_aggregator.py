@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise._errors import bad_input, listing
-from counterpoise._order_statistics import single
+from counterpoise._precision import single
 
 from ._statistics import NEEDS, GradientStatistics
 from ._tracer import Tracer

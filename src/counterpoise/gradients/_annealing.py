@@ -187,7 +187,7 @@ class GradientAnnealing(Aggregator):
         i = int(size.argmax())
         if size[at] == 0 or size[i] < WEAK * size[at]:
             return ()
-        names = s.names or tuple(str(k) for k in range(len(s)))
+        names = _known(s)
         ratio = float(size[i] / size[at])
         return (f"The gradient of {names[i]} is {ratio:.0f} times the size of that of the reference, {names[at]}: reference={names[i]!r}?",)
 
@@ -264,5 +264,9 @@ def largest_and_mean(s: GradientStatistics, scope: str = "weights", mean: str = 
 
 def _names(s: GradientStatistics, which: Tensor, reference: int) -> tuple[str, ...]:
     """Names of the terms that ``which`` (m,) marks, without the reference."""
-    names = s.names or tuple(str(i) for i in range(len(s)))
-    return tuple(name for i, (name, marked) in enumerate(zip(names, which.tolist(), strict=True)) if marked and i != reference)
+    return tuple(name for i, (name, marked) in enumerate(zip(_known(s), which.tolist(), strict=True)) if marked and i != reference)
+
+
+def _known(s: GradientStatistics) -> tuple[str, ...]:
+    """Names of all terms, or their positions."""
+    return s.names or tuple(str(i) for i in range(len(s)))

@@ -20,7 +20,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from counterpoise._dist import all_reduce_mean_, world_size
 from counterpoise._errors import InputError, bad_input, check_choice, check_range, listing
-from counterpoise._order_statistics import single
+from counterpoise._precision import single
 
 from ._aggregator import Aggregator
 from ._ghost import ghost_gramian
@@ -28,7 +28,7 @@ from ._group_loss import members_of
 from ._losses import Leaves, Terms, leaves_of, reached_from
 from ._report import GradientReport
 from ._rows import REDUCE, Parts, Traces, chosen_reduce, empty_rows, released, statistics_of_rows, statistics_of_traces
-from ._statistics import SKIP, GradientStatistics, nothing_known, refuse_row
+from ._statistics import SKIP, GradientStatistics, gramian_of, nothing_known, refuse_row
 from ._torchjd import WholeMatrix, adapted
 from ._tracer import SKETCH_DIM, Tracer
 
@@ -178,8 +178,9 @@ def backward(
         tracer=_tracer(method, sketch_dim),
         row_dtype=row_dtype,
         members=members_of(losses) if isinstance(losses, Tensor) else None,
+        every=refresh_every if refresh_every is not None else method.update_every,
     )  # fmt: skip
-    report = step.held(refresh_every) or step.taken(_chosen(strategy, step, z), z, again)
+    report = step.held() or step.taken(_chosen(strategy, step, z), z, again)
     if report.opposed is not None:
         warnings.warn(
             f"the gradients of {report.opposed[0]} and {report.opposed[1]} point in opposite directions: no common descent direction.",
@@ -204,6 +205,7 @@ class Step:
     row_dtype: torch.dtype
     members: Any = None
     own: dict[Tensor, Tensor | None] = field(default_factory=dict)  # gradients of heads that were found on the way, scaled
+    every: int = 1  # weights found now are held for that many steps
 
     def __post_init__(self) -> None:
         self.ranks = world_size(self.group)
@@ -218,37 +220,27 @@ class Step:
 
     # ---- weights of an earlier step -------------------------------------------------------------------------------------------------
 
-    def held(self, refresh_every: int | None) -> GradientReport | None:
+    def held(self) -> GradientReport | None:
         """Go on with the weights of an earlier step, if it is not yet time for new ones."""
-        every = refresh_every if refresh_every is not None else self.method.update_every
-        if every == 1:
+        if self.every == 1:
             return None
         if "rows" in self.method.needs:
-            bad_input(
-                "refresh_every",
-                every,
-                f"1 (or None) for {self.method.label}, which has a rule for every coordinate instead of weights",
-            )
+            accepted = f"1 (or None) for {self.method.label}, which has a rule for every coordinate instead of weights"
+            bad_input("refresh_every", self.every, accepted)
         age, weights = self.method.kept("held_age"), self.method.kept("held_weights", (len(self.terms),))
-        now = 0 if age is None else int(age) + 1
-        if weights is None or now % every == 0:
-            self.method.keep("held_age", torch.zeros((), dtype=torch.int64))
+        if age is None or weights is None or (int(age) + 1) % self.every == 0:
             return None
-        self.method.keep("held_age", torch.tensor(now))
         s = nothing_known(self.losses, self.leaves.shapes, self.terms.names)
         passes = self._final_pass(weights, s)
+        self.method.keep("held_age", age + 1)
         return self._report(s, weights, "held weights", passes, 0)
-
-    def _hold(self, weights: Tensor) -> None:
-        if self.method.kept("held_age") is not None:
-            self.method.keep("held_weights", weights.detach().clone())
 
     # ---- a step of its own ----------------------------------------------------------------------------------------------------------
 
     def taken(self, strategy: str, z: list[Tensor] | None, again: Callable[[], Any] | None) -> GradientReport:
         """Look at the gradients by ``strategy``, find weights, write ``.grad``."""
         if strategy == "plain":
-            return self._plain()
+            return self._weighed(nothing_known(self.losses, self.leaves.shapes, self.terms.names), "plain")
         if strategy == "features":
             assert z is not None
             return self._features(z)
@@ -257,13 +249,6 @@ class Step:
         if strategy == "sketch":
             return self._sketch()
         return self._rows(strategy, again)
-
-    def _plain(self) -> GradientReport:
-        s = nothing_known(self.losses, self.leaves.shapes, self.terms.names)
-        weights = self._weights(s)
-        assert weights is not None
-        passes = self._final_pass(weights, s)
-        return self._report(s, weights, "plain", passes, 0)
 
     def _rows(self, strategy: str, again: Callable[[], Any] | None) -> GradientReport:
         m, shared = len(self.terms), self.leaves.shared
@@ -276,7 +261,7 @@ class Step:
             found = terms.gradient(i, [*shared, *self.leaves.heads[i]], retain=keeps)
             for part, g in zip(rows, found, strict=False):
                 _fill(part[i], g, 1 / self.terms.scale)
-            self.own.update(zip(self.leaves.heads[i], found[len(shared) :], strict=True))
+            self._keep_heads(i, found[len(shared) :])
             del found
         if again is not None and self.leaves.others:
             self.terms = self._fresh(again)  # for the weighted sum, which they get
@@ -325,11 +310,11 @@ class Step:
 
     def _sketch(self) -> GradientReport:
         m, shared = len(self.terms), self.leaves.shared
-        traces = Traces(m, self.leaves, self.tracer, rowstats="rowstats" in self.method.needs)
+        traces = Traces(self.leaves, self.tracer, rowstats="rowstats" in self.method.needs)
         for i in range(m):
             found = self.terms.gradient(i, [*shared, *self.leaves.heads[i]], retain=True)
             traces.add(found[: len(shared)], 1 / self.terms.scale)
-            self.own.update(zip(self.leaves.heads[i], found[len(shared) :], strict=True))
+            self._keep_heads(i, found[len(shared) :])
             del found
         reduce = chosen_reduce(self.reduce, self.method.needs, self.group)
         s, S = statistics_of_traces(
@@ -339,12 +324,10 @@ class Step:
             return self._skipped("sketch", m, None)
         if "previous" in self.method.needs:
             s = replace(s, cross=self.method.cross(S))
-        weights = self._weights(s)
-        assert weights is not None
-        passes = m + self._final_pass(weights, s)
+        report = self._weighed(s, "sketch", m, S.nbytes)
         if "previous" in self.method.needs:
             self.method.remember(S)
-        return self._report(s, weights, "sketch", passes, S.nbytes)
+        return report
 
     def _ghost(self) -> GradientReport:
         if self.ranks > 1 and self.reduce != "gramian":
@@ -353,7 +336,7 @@ class Step:
                 "Or reduce='gramian', which is biased.",
             )  # fmt: skip
         chosen_reduce(self.reduce, self.method.needs, self.group)
-        ghost = ghost_gramian(self.members_losses, self.leaves.shared, scale=self.terms.scale)
+        ghost = ghost_gramian(self.terms.outputs[0], self.leaves.shared, scale=self.terms.scale)
         gramian, passes = ghost.gramian, ghost.passes
         if ghost.left:
             left = Leaves(tuple(self.leaves.shared[slot] for slot in ghost.left), self.leaves.heads, ())
@@ -361,8 +344,7 @@ class Step:
             for i in range(len(self.terms)):
                 for part, g in zip(rows, self.terms.gradient(i, left.shared, retain=True), strict=True):
                     _fill(part[i], g, 1 / self.terms.scale)
-            for part in rows:
-                gramian = gramian + part.double() @ part.double().T
+            gramian = gramian + gramian_of(rows)
             passes += len(self.terms)
         if self.ranks > 1:
             gramian = gramian.clone()
@@ -371,13 +353,7 @@ class Step:
             # Products mix the groups: only rows show whose gradient it was.
             return self._skipped("ghost", passes, None) if self.skips else self._rows("rows", None)
         s = replace(nothing_known(self.losses, self.leaves.shapes, self.terms.names), gramian=gramian, world_size=self.ranks)
-        weights = self._weights(s)
-        assert weights is not None
-        return self._report(s, weights, "ghost", passes + self._final_pass(weights, s), ghost.bytes, ghost.notes)
-
-    @property
-    def members_losses(self) -> Tensor:
-        return self.terms.outputs[0]
+        return self._weighed(s, "ghost", passes, ghost.bytes, ghost.notes)
 
     def _features(self, z: list[Tensor]) -> GradientReport:
         if not self.method.needs <= OF_GRAMIAN:
@@ -392,28 +368,35 @@ class Step:
             reached = reached or any(g is not None for g in found[: len(z)])
             for part, g in zip(rows, found, strict=False):
                 _fill(part[i], g, 1 / self.terms.scale)
-            self.own.update(zip(self.leaves.heads[i], found[len(z) :], strict=True))
+            self._keep_heads(i, found[len(z) :])
         if not reached:
             bad_input(
                 "features", "a tensor that no loss depends on", "the one from which the losses were computed",
                 "DistributedDataParallel may return copies: compute the losses from what it returned.",
             )  # fmt: skip
-        gramian = torch.zeros(m, m, dtype=torch.float64, device=z[0].device)
-        for part in rows:
-            gramian += part.double() @ part.double().T
+        gramian = gramian_of(rows)
         if self.ranks > 1:  # the features of a process are coordinates of their own
             all_reduce_mean_([gramian], self.group)
             gramian /= self.ranks
         s = replace(nothing_known(self.losses, self.leaves.shapes, self.terms.names), gramian=gramian, world_size=self.ranks)
         if not self._finite(s):
             return self._skipped("features", m, None)
-        weights = self._weights(s)
-        assert weights is not None
-        passes = m + self._final_pass(weights, s)
         note = "Gradients were compared at the features: their Gramian bounds that of the parameters from above, up to a factor."
-        return self._report(s, weights, "features", passes, sum(part.nbytes for part in rows), (note,))
+        return self._weighed(s, "features", m, sum(part.nbytes for part in rows), (note,))
 
     # ---- pieces ---------------------------------------------------------------------------------------------------------------------
+
+    def _weighed(
+        self, s: GradientStatistics, strategy: str, passes: int = 0, taken: int = 0, notes: tuple[str, ...] = ()
+    ) -> GradientReport:
+        """Find weights, and make one more pass for the weighted sum."""
+        weights = self._weights(s)
+        assert weights is not None  # methods without them need rows
+        return self._report(s, weights, strategy, passes + self._final_pass(weights, s), taken, notes)
+
+    def _keep_heads(self, i: int, found: Sequence[Tensor | None]) -> None:
+        """Keep the gradients of what only loss i reaches until the combined gradient is written."""
+        self.own.update(zip(self.leaves.heads[i], found, strict=True))
 
     def _weights(self, s: GradientStatistics) -> Tensor | None:
         weights = self.method.found_weights(s)
@@ -421,8 +404,9 @@ class Step:
             # The same on all processes, also where an order was drawn at random.
             weights = weights.detach().clone().to(self.losses)
             torch.distributed.broadcast(weights, group=self.group, group_src=0)
-        if weights is not None:
-            self._hold(weights)
+        if weights is not None and self.every > 1:
+            self.method.keep("held_age", torch.zeros((), dtype=torch.int64))
+            self.method.keep("held_weights", weights.detach().clone())
         return weights
 
     def _finite(self, s: GradientStatistics) -> bool:
@@ -622,10 +606,9 @@ def _trunk(z: list[Tensor]) -> list[Tensor]:
 
 def _tracer(method: Aggregator, dim: int) -> Tracer:
     """That of the method, whose signs are drawn once."""
-    known = method.__dict__.get("_tracer")
-    if not isinstance(known, Tracer) or known.dim != dim:
-        known = method.__dict__["_tracer"] = Tracer(dim)
-    return known
+    if method._tracer.dim != dim:
+        method._tracer = Tracer(dim)
+    return method._tracer
 
 
 def check_row_dtype(row_dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise._errors import bad_input, check_range
-from counterpoise._order_statistics import single
+from counterpoise._precision import single
 from counterpoise.groups import Groups
 
 __all__ = ["GroupLoss", "Members", "members_of"]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from counterpoise._dist import all_reduce_mean_, world_size
 from counterpoise._errors import bad_input
-from counterpoise._order_statistics import single
 from counterpoise._pergrad import with_lengths
+from counterpoise._precision import single
 
 from ._losses import Leaves
 from ._statistics import GradientStatistics, gramian_of, nothing_known, unbiased_gramian
@@ -21,7 +21,7 @@ from ._tracer import Tracer
 
 __all__ = ["REDUCE", "Parts", "Traces", "chosen_reduce", "empty_rows", "released", "statistics_of_rows", "statistics_of_traces"]
 
-AT_ONCE = 1024
+AT_ONCE = 1024  # squares summed in the precision of the entries
 REDUCE = ("auto", "sketch", "rows", "gramian")
 
 
@@ -41,9 +41,8 @@ def released(rows: list[Any]) -> Iterator[Tensor]:
 
 @dataclass
 class Traces:
-    """What is left of rows that were seen once: sketches, exact lengths, sizes of entries, for some of the m rows or all."""
+    """What is left of rows that were seen once: sketches, exact lengths, sizes of entries, one row after the other."""
 
-    m: int
     leaves: Leaves
     tracer: Tracer
     rowstats: bool = False
@@ -155,7 +154,7 @@ def statistics_of_rows(
     ranks = world_size(group)
     needs = needs | {"gramian"}
     if ranks > 1 and reduce != "rows":
-        traces = Traces(len(losses), leaves, tracer, rowstats="rowstats" in needs)
+        traces = Traces(leaves, tracer, rowstats="rowstats" in needs)
         for i in range(len(losses)):
             traces.add([part[i] for part in rows])
         s, S = statistics_of_traces(traces, losses, names, reduce=reduce, group=group, parts=parts)

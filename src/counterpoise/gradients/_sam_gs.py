@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from counterpoise._errors import bad_input, check_choice, check_range
-from counterpoise._order_statistics import AT_ONCE, CACHED, single
+from counterpoise._order_statistics import AT_ONCE, CACHED
+from counterpoise._precision import single
 
 from ._aggregator import Aggregator
 from ._coefficients import FLOOR

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from counterpoise._errors import bad_input
-from counterpoise._order_statistics import single
+from counterpoise._precision import single
 
 __all__ = ["NEEDS", "GradientStatistics"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counterpoise._errors import bad_input
 from counterpoise._extras import require
-from counterpoise._order_statistics import single
+from counterpoise._precision import single
 
 from ._aggregator import Aggregator
 from ._statistics import GradientStatistics, nothing_known
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torchjd.aggregation
 
 __all__ = ["adapted", "as_torchjd"]
+
+TWO_BATCHES = {"MoDoWeighting", "SDMGradWeighting"}  # what they call a matrix is a product of two Jacobians
 
 
 class GramianWeighted(Aggregator):
@@ -86,6 +88,11 @@ def adapted(aggregator: Any) -> Aggregator:
     known = own.get("_counterpoise_adapter")
     if isinstance(known, Aggregator):
         return known
+    if (_bases(aggregator) | _bases(getattr(aggregator, "weighting", None))) & TWO_BATCHES:
+        bad_input(
+            "aggregator", type(aggregator).__name__, "one that combines the gradients of one batch",
+            "MoDo and SDMGrad multiply gradients of independent batches: see TorchJD's own examples.",
+        )  # fmt: skip
     name = type(aggregator).__name__ if isinstance(aggregator, nn.Module) else getattr(aggregator, "__name__", type(aggregator).__name__)
     weighting = getattr(aggregator, "gramian_weighting", None)
     made: Aggregator

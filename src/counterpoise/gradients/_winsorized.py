@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from counterpoise._errors import bad_input, check_choice, check_range
-from counterpoise._order_statistics import median, single, winsorized_mean
+from counterpoise._order_statistics import median, winsorized_mean
+from counterpoise._precision import single
 from counterpoise.groups import Groups
 
 from ._aggregator import Aggregator, joined, rows_of

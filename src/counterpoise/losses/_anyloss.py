@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from counterpoise._dist import all_reduce_sum, world_size
 from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._precision import single
 
 from ._focal import _log
 
@@ -39,7 +40,6 @@ Metric = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 LARGEST = sys.float_info.max
 STEP = 1e-100  # f(x + ih) = f(x) + ih f'(x) to all digits
-HALF = (torch.float16, torch.bfloat16)
 AUTO = {torch.float64: 73.0, torch.float32: 32.0}  # the largest whole L for which A(1) stays well below 1
 
 
@@ -67,7 +67,7 @@ def amplify(p: Tensor, L: float) -> Tensor:
         check_range("L", L, low=0, open_low=True)
     if not p.is_floating_point():
         bad_input("p", f"a tensor of {p.dtype}", "floating-point probabilities")
-    return _amplify(_single(p), L)
+    return _amplify(single(p), L)
 
 
 class SoftConfusion(NamedTuple):
@@ -480,10 +480,6 @@ class _Column(torch.autograd.Function):
 # ---- from inputs and targets to sums -----------------------------------------------------------------------------------------------------
 
 
-def _single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF else x
-
-
 def _amplify(p: Tensor, L: float) -> Tensor:
     if torch.compiler.is_compiling():  # which traces through a cache, with a warning
         return torch.rsub(p, -L / 2, alpha=-L).sigmoid()
@@ -559,7 +555,7 @@ def _check_shapes(input: Tensor, target: Tensor, weight: Tensor | None, classes:
 def _read(input: Tensor, target: Tensor, weight: Tensor | None, classes: bool, o: _Options) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scores and y of the same shape, (B,) or (B, K), and w (B,), in the dtype of the computation, after all checks."""
     _check_shapes(input, target, weight, classes)
-    scores = _single(input)
+    scores = single(input)
     if classes:
         y = (target[:, None] == torch.arange(input.shape[1], device=target.device)).to(scores.dtype)
     else:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._precision import HALF
 
 from ._distances import Attribute, Centering, Form, by_cells, by_ranks, collapse, norm_of
 
@@ -232,7 +233,7 @@ def result_dtype(values: Sequence[Tensor]) -> torch.dtype:
     if not kinds:
         return torch.get_default_dtype()
     kind = reduce(torch.promote_types, kinds)
-    return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+    return torch.float32 if kind in HALF else kind
 
 
 def _check_rows(columns: Sequence[Tensor], names: Sequence[str], unbiased: bool) -> int:

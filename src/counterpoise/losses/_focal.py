@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._precision import single
 
 __all__ = ["FocalLoss"]
 
@@ -88,8 +89,7 @@ class FocalLoss(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self._check(inputs, targets)
-        if inputs.dtype in (torch.float16, torch.bfloat16):
-            inputs = inputs.float()
+        inputs = single(inputs)
         terms = _label_terms if self.multilabel else _class_terms
         log_p, log_rest = terms(inputs, targets, self.from_logits)
         # exp(gamma log(1 - p)) rather than (1 - p)^gamma, whose gradient at p = 1 is infinite for gamma < 1.

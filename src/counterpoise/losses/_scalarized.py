@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._precision import single
 from counterpoise._temperature import TAU, Tau, checked_sizes, checked_tau, tau_at, weights
 
-from ._weighted import check_base, check_rows, single, weigh
+from ._weighted import check_base, check_rows, weigh
 
 __all__ = ["ScalarizedLoss", "scalarization_weights"]
 
@@ -118,7 +119,7 @@ class ScalarizedLoss(nn.Module):
         if callable(self.tau):
             self._weigh_for(self._step)
             self._step += self.training
-        losses: Tensor = self.loss(single(input), target)
+        losses: Tensor = self.loss(single(input) if isinstance(input, Tensor) else input, target)
         known = f"the domains 0..{len(self.weights) - 1} that sizes has"
         check_rows(losses, domains, len(self.weights), "loss", "domains", known)
         return weigh(losses, self.weights, domains, self.reduction)

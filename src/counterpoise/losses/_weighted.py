@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from counterpoise._errors import bad_input, check_choice
 from counterpoise._likelihood import ETA, GAMMA, check_likelihood, check_strength, dequity, mean_scale
+from counterpoise._precision import single
 
 __all__ = ["WeightedLoss", "dequity_weight"]
 
@@ -137,7 +138,7 @@ class WeightedLoss(nn.Module):
         self.register_buffer("weights", checked * mean_scale(checked) if normalize == "mean" else checked)
 
     def forward(self, input: Any, target: Any, index: Tensor) -> Tensor:
-        losses: Tensor = self.base(single(input), target)
+        losses: Tensor = self.base(single(input) if isinstance(input, Tensor) else input, target)
         known = f"positions 0..{len(self.weights) - 1} of the data set the weights belong to"
         check_rows(losses, index, len(self.weights), "base", "index", known, "IndexedDataset yields it.")
         return weigh(losses, self.weights, index, self.reduction)
@@ -168,12 +169,6 @@ def check_rows(losses: Tensor, index: Any, count: int, base: str, argument: str,
     outside = (index < 0) | (index >= count)
     if bool(outside.any()):
         bad_input(argument, int(index[outside][0]), known)
-
-
-def single(input: Any) -> Any:
-    """Half precision as float32; everything else as it is."""
-    half = isinstance(input, Tensor) and input.dtype in (torch.float16, torch.bfloat16)
-    return input.float() if half else input
 
 
 def weigh(losses: Tensor, weights: Tensor, index: Tensor, reduction: str) -> Tensor:

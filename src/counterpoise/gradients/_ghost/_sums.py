@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ._ghost_uses import Contribution, Lookups, Products
+from ._uses import Contribution, Lookups, Products
 
 __all__ = ["GroupGramian", "formed"]
 

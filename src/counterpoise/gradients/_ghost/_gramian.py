@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from counterpoise._errors import bad_input, listing
+from counterpoise._precision import single
 
-from . import _group_loss
-from ._ghost_graph import BATCH_NORMS, Graph, out_shape
-from ._ghost_layouts import Finding, Looks, coefficients, judge, tolerance_of
-from ._ghost_sums import GroupGramian, formed
-from ._ghost_uses import Contribution, Members, Sums, Use, uses_of
-from ._losses import gradients
+from .. import _group_loss
+from .._losses import gradients
+from ._graph import BATCH_NORMS, Graph, out_shape
+from ._layouts import Finding, Looks, coefficients, judge, tolerance_of
+from ._sums import GroupGramian, formed
+from ._uses import Contribution, Members, Sums, Use, uses_of
 
 __all__ = ["Ghost", "ghost_gramian"]
 
@@ -211,7 +212,7 @@ class _Call:
         if use not in self._seen:  # zeros in the other pass
             return Finding(use.n_rows // self.b, False)
         rows = use.rows(b)
-        wide = rows if rows.dtype == torch.float64 else rows.float()
+        wide = single(rows)
         tolerance = tolerance_of(self.graph.half, b.dtype, self.members.per_example.dtype, device=b.device.type)
         return judge(self._looks(rows), self._seen.pop(use), torch.linalg.vector_norm(wide, dim=1).double(), self._c.double(), tolerance)
 

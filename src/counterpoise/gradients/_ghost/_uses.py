@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from counterpoise._order_statistics import single
+from counterpoise._precision import single
 
-from ._ghost_graph import Entry, Graph, kind_of, out_shape
+from ._graph import Entry, Graph, kind_of, out_shape
 
 __all__ = ["Contribution", "Lookups", "Members", "Products", "Sums", "Use", "uses_of"]
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from counterpoise._precision import HALF
+
 __all__ = ["BATCH_NORMS", "LEAF", "Entry", "Graph", "kind_of", "out_shape"]
 
-HALF = (torch.float16, torch.bfloat16)
 LEAF = "torch::autograd::AccumulateGrad"
 
 # What happens to parameters before they meet examples: other views of them, parts, sums, rescalings, low-rank updates.
