@@ -116,14 +116,14 @@ def test_incoherent() -> None:
 
 
 def test_conflict() -> None:
-    """Two domains with opposite labels."""
+    """Two domains with opposite labels, once the net has learned what they have in common: that there are two digits of ten."""
     rows = (Y == 3) | (Y == 5)
     x, y = X[rows], (Y[rows] == 5).long()
     domain = torch.arange(len(y)) % 2
     y = torch.where(domain == 1, 1 - y, y)
-    found = [examine(train(net(s), x, y, 15), CE, (x, y), groups=domain, seed=s, leverage=False) for s in SEEDS]
+    found = [examine(train(net(s), x, y, 40), CE, (x, y), groups=domain, seed=s, leverage=False) for s in SEEDS]
     assert sum(any("onflict" in hint for hint in d.hints) for d in found) >= 9
-    assert sum(d.cosine[0, 1] < 0 for d in found) >= 9
+    assert sum(d.cosine[0, 1] < -0.8 for d in found) >= 9
 
 
 def test_nothing_planted() -> None:
