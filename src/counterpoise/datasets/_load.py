@@ -52,7 +52,7 @@ def load(name: str) -> Dataset:
         suggestion = f"Did you mean {' or '.join(repr(other) for other in close)}? " if close else ""
         bad_input("name", name, "the name of a data set", f"{suggestion}counterpoise.datasets.names() lists all.")
     source = _registry()["source"][table["source"]]
-    frame = _read(name, table, _locate(name, table, source))
+    frame = whole_table(name)
     for column, values in table.get("recode", {}).items():
         labels = pl.col(column).cast(pl.String).str.strip_chars()
         frame = frame.with_columns(labels.replace_strict(values, default=None, return_dtype=pl.String))
@@ -77,6 +77,12 @@ def names() -> list[str]:
     ['breast-cancer', 'breast-cancer-rare']
     """
     return sorted([*EMBEDDED, *_tables()])
+
+
+def whole_table(name: str) -> pl.DataFrame:
+    """All columns of the file behind a name, those included that a model for its usual target must not see."""
+    table = _tables()[name]
+    return _read(name, table, _locate(name, table, _registry()["source"][table["source"]]))
 
 
 def cache_folder() -> Path:

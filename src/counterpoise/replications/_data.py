@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterpoise import datasets
-from counterpoise.datasets._load import DATA_VARIABLE, _locate, _read, _registry, _tables
+from counterpoise.datasets._load import DATA_VARIABLE, whole_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,8 +26,7 @@ def load_from(data_dir: str | Path | None, name: str) -> datasets.Dataset:
 def columns_from(data_dir: str | Path | None, name: str) -> pl.DataFrame:
     """All columns of the file behind a name, those included that a model for its usual target must not see."""
     with _folder(data_dir):
-        table = _tables()[name]
-        return _read(name, table, _locate(name, table, _registry()["source"][table["source"]]))
+        return whole_table(name)
 
 
 @contextmanager
