@@ -156,3 +156,56 @@ def test_the_first_phase_is_trained_on_balanced_batches() -> None:
 def test_a_head_share_out_of_range_is_an_error(share) -> None:
     with pytest.raises(ValueError, match=r"head_share must be in \[0, 1\)"):
         MLPClassifier(head_share=share).fit(*three_classes())
+
+
+# -- a term on the features, and two views ------------------------------------------------------------------------------------------------
+
+
+class Recorded(torch.nn.Module):
+    """Remembers what it was given; worth the mean square of the features."""
+
+    def forward(self, features, targets, predictions, sample_weight):
+        self.given = features, targets, predictions, sample_weight
+        return features.square().mean()
+
+
+def skewed(n: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 3))
+    return X, 100.0 + 50.0 * np.exp(X[:, 0])
+
+
+def test_a_regularizer_sees_features_before_the_last_relu_in_the_units_of_the_target() -> None:
+    X, y = skewed()
+    seen = Recorded()
+    model = MLPRegressor((8, 4), max_steps=60, batch_size=50, lr=0.01, regularizer=seen, view_noise=0.1, random_state=0).fit(X, y)
+    features, targets, predictions, weight = seen.given
+    assert features.shape == (100, 4) and (features < 0).any() and weight is None  # two views of 50 rows
+    assert set(np.round(targets[:50, 0].tolist(), 2)) <= set(np.round(y, 2)) and torch.equal(targets[:50], targets[50:])
+    assert (predictions[:50] != predictions[50:]).all() and 100 < float(predictions.detach().mean()) < 300
+    strong = MLPRegressor((8, 4), max_steps=60, lr=0.01, regularizer=seen, regularizer_weight=100.0, random_state=0).fit(X, y)
+
+    def size(net: MLPRegressor) -> float:
+        return float(net.module_[:-2](torch.as_tensor(X, dtype=torch.float32)).square().mean().detach())
+
+    assert size(strong) < 0.2 * size(model)
+    MLPRegressor((8,), max_steps=1, regularizer=seen, random_state=0).fit(X, y, sample_weight=np.r_[np.ones(100), np.zeros(100)])
+    assert seen.given[3] is not None and set(seen.given[3].tolist()) == {0.0, 2.0}
+
+
+def test_a_regularizer_without_weight_and_noise_changes_nothing() -> None:
+    X, y = skewed()
+    plain = MLPRegressor(max_steps=30, random_state=3).fit(X, y).predict(X)
+    idle = MLPRegressor(max_steps=30, random_state=3, regularizer=Recorded(), regularizer_weight=0.0).fit(X, y).predict(X)
+    np.testing.assert_array_equal(plain, idle)
+    noisy = [MLPRegressor(max_steps=30, random_state=3, view_noise=0.3).fit(X, y).predict(X) for _ in range(2)]
+    np.testing.assert_array_equal(*noisy)
+    assert np.abs(noisy[0] - plain).max() > 0.1
+
+
+def test_a_regularizer_needs_features_and_sensible_numbers() -> None:
+    X, y = skewed(20)
+    with pytest.raises(ValueError, match="needs a hidden layer"):
+        MLPRegressor((), regularizer=Recorded()).fit(X, y)
+    with pytest.raises(ValueError, match="must be at least 0"):
+        MLPRegressor(view_noise=-1).fit(X, y)

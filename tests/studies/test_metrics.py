@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.special import expit, log_softmax
 from sklearn import metrics as sk
 
 from counterpoise.groups import Groups
+from counterpoise.metrics import jensen_shannon_by_group
 from counterpoise.studies._metrics import (
     BOOTSTRAPPED,
     Repeat,
@@ -280,3 +282,48 @@ def test_ranges_by_density_where_a_range_would_be_empty() -> None:
 def test_decisions_keep_ties_below_the_threshold() -> None:
     assert decide(np.array([0.0, 0.1]), [0.0]).tolist() == [0, 1]
     assert decide(np.zeros((1, 3)), [0.0, 0.0, 0.0]).tolist() == [0]
+
+
+# -- dependence on groups -----------------------------------------------------------------------------------------------------------------
+
+
+def _dependent(n: int = 900, classes: int = 2, seed: int = 0) -> Repeat:
+    rng = np.random.default_rng(seed)
+    cells, fold = rng.integers(-1, 3, n), rng.permutation(n) % 3
+    signal = 0.8 * cells[:, None] + rng.normal(size=(n, classes))
+    score = signal[:, 0] if classes == 2 else log_softmax(signal, axis=1)
+    return Repeat(rng.integers(0, classes, n), fold, np.stack([score, np.zeros_like(score)]), None, 3, cells=cells)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_divergence_is_that_of_the_tenths_of_the_ranking(classes: int) -> None:
+    repeat = _dependent(classes=classes)
+    psi, cells, scale = contributions("js_divergence", repeat)
+    known = repeat.cells >= 0
+    columns = repeat.score[0].reshape(900, -1)
+    expected = []
+    for column in columns.T:
+        tenth = np.zeros(900)
+        for k in range(3):
+            at = np.flatnonzero(repeat.fold == k)
+            tenth[at[np.argsort(column[at])]] = np.arange(300) // 30
+        expected.append(jensen_shannon_by_group(tenth[known], repeat.cells[known], estimator="hist"))
+    assert scale == 1 and -psi[0].sum() == pytest.approx(np.mean(expected), abs=1e-12) and np.mean(expected) > {2: 0.15, 3: 0.01}[classes]
+    assert (psi[:, ~known] == 0).all() and (psi[1] == 0).all()  # a constant says nothing about the group
+    inside = np.array([(known & (repeat.fold == k)).sum() for k in range(3)])
+    assert (cells[0] * inside).sum() / inside.sum() == pytest.approx(psi[0].sum(), abs=1e-12)
+
+
+def test_divergence_does_not_see_a_monotone_change_of_the_scores() -> None:
+    repeat = _dependent()
+    moved = replace(repeat, score=np.exp(repeat.score / 2) + 5.0 * repeat.fold)
+    np.testing.assert_allclose(contributions("js_divergence", moved)[0], contributions("js_divergence", repeat)[0], atol=1e-15)
+
+
+def test_contributions_of_the_divergence_have_its_variance() -> None:
+    values, variances = [], []
+    for seed in range(300):
+        psi = contributions("js_divergence", _dependent(seed=seed))[0][0]
+        values.append(psi.sum())
+        variances.append(len(psi) * psi.var(ddof=1))
+    assert np.mean(variances) == pytest.approx(np.var(values, ddof=1), rel=0.25)

@@ -40,7 +40,7 @@ def text_of(page: str) -> str:
 
 
 def test_every_question_has_its_verdicts_with_the_placebo_last(study: Study, view: StudyView) -> None:
-    assert [panel.question for panel in view.questions] == ["decisions", "ranking", "probabilities", "groups"]
+    assert [panel.question for panel in view.questions] == ["decisions", "ranking", "probabilities", "groups", "dependence"]
     for panel in view.questions:
         verdicts = study.verdicts(panel.question)
         assert panel.title == TITLES[panel.question] and panel.metric == study.metrics[panel.question]
@@ -55,7 +55,7 @@ def test_the_table_has_every_arm_and_one_recommendation(study: Study, view: Stud
     assert sum(row.is_recommended for row in view.headline) == 1 and sum(row.is_baseline for row in view.headline) == 2
     row = next(row for row in view.headline if (row.learner, row.arm) == ("linear", "over"))
     assert row.values["auroc"] == pytest.approx(cells(study, "over", "linear")["auroc"].mean())
-    assert set(row.differences) == {"decisions", "ranking", "probabilities", "groups"}
+    assert set(row.differences) == {"decisions", "ranking", "probabilities", "groups", "dependence"}
     assert next(row for row in view.headline if row.arm == "nothing@0.5").note == "shown only"
     assert view.not_applicable == tuple((name, "focal", "only for nets (mlp)") for name in ("linear", "trees"))
 
@@ -128,7 +128,8 @@ def test_groups_are_counted(study: Study, view: StudyView) -> None:
         row = next(row for row in table.rows if row.name == name)
         inside = (ids == code) & (y == 1)
         assert row.recall == pytest.approx(decisions[:, inside].mean())
-        assert row.positives == inside.sum()
+        assert row.positives == inside.sum() and row.recall_low < row.recall < row.recall_high
+        assert row.chosen == pytest.approx(decisions[:, ids == code].mean()) and row.chosen_low < row.chosen < row.chosen_high
     assert table.worst == min(row.recall for row in table.rows) and sum(row.is_worst for row in table.rows) == 1
 
 
@@ -276,3 +277,17 @@ def test_a_training_loop_has_its_page(tmp_path: Path) -> None:
     study = Study.from_training(loop, np.repeat([0, 1], [90, 40]), ["weights"], seeds=1, folds=3, name="my <loop>", out=tmp_path)
     page = study.report().read_text()
     assert "my &lt;loop&gt;" in page and "loop without a remedy" in page
+
+
+def test_two_columns_of_groups_are_crossed_and_dependence_is_judged(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = numbers(600, 240).with_columns(sex=rng.choice(np.array(["F", "M"]), 600), city=rng.choice(np.array(["Bergen", "Oslo"]), 600))
+    study = small_study(table, target="y", groups=["sex", "city"], remedies=["weights"], folds=3, out=tmp_path)
+    assert [one.column for one in study_view(study).groups] == ["sex", "city", "sex x city"]
+    cells = study.groups["sex x city"]
+    assert cells.names[0] == "sex=F, city=Bergen" and cells.counts().sum() == 600
+    assert {verdict.group for verdict in study.verdicts("groups")} == {"sex", "city", "sex x city"}
+    judged = study.verdicts("dependence")
+    assert {verdict.metric for verdict in judged} == {"js_divergence"} and all(verdict.provisional for verdict in judged)
+    page = text_of(study.report().read_text())
+    assert "Dependence on the groups" in page and "sex=M, city=Oslo" in page and "neither recommends an arm" in page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from tests.studies.small import cells, mixed, numbers, outer, small_study
 
 from counterpoise._errors import CounterpoiseError, InputError
 from counterpoise._seeding import generator, key_of, seed_integer
-from counterpoise.losses import FocalLoss
-from counterpoise.studies import Draw, Remedy, TrainingRows
+from counterpoise.losses import BalancedMSELoss, FocalLoss, fit_window, lds_weights
+from counterpoise.metrics import jensen_shannon_by_group
+from counterpoise.studies import Draw, FairPenaltyRemedy, Remedy, TrainingRows
 from counterpoise.studies._cell import fit_once
 from counterpoise.studies._learners import BUILT_IN as LEARNERS
 from counterpoise.studies._plan import entries_of
@@ -248,6 +249,91 @@ def test_smote_takes_fewer_neighbors_of_few_rows_and_needs_two() -> None:
         drawn("smote", rows(positives=1), k_neighbors=5)
 
 
+def test_lds_weights_are_those_of_the_smoothed_density() -> None:
+    training = regression()
+    for scheme in ("inverse", "sqrt_inverse"):
+        np.testing.assert_array_equal(REMEDIES["lds"].weights(training, {"scheme": scheme}), lds_weights(training.y, scheme=scheme))
+
+
+def _fit_net(problem: Any, name: str, params: dict[str, Any], steps: int = 60) -> Any:
+    remedy = REMEDIES[name].bound(problem)
+    return fit_once(problem, LEARNERS["mlp"], remedy, np.arange(problem.n), {"lr": 3e-3, "weight_decay": 1e-6} | params, 0, steps, [])
+
+
+def _target_table(scale: float = 1.0, shift: float = 0.0) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3))
+    return pl.DataFrame({f"x{j}": x[:, j] for j in range(3)} | {"y": shift + scale * (np.exp(x[:, 0]) + 0.1 * rng.normal(size=300))})
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [("conr", {"beta": 0.3}), ("balanced-mse", {"noise_sigma": 0.3}), ("lds", {"scheme": "inverse"})]
+)
+def test_remedies_for_a_skewed_target_change_the_net_and_not_with_its_unit(name: str, params: dict[str, Any]) -> None:
+    problem, other = (build_problem(table, target="y", task="regression") for table in (_target_table(), _target_table(1000.0, 5.0)))
+    plain = _fit_net(problem, "nothing", {}).scores(problem.X, None, "regression")
+    fitted = _fit_net(problem, name, params)
+    scores = fitted.scores(problem.X, None, "regression")
+    assert fitted.steps == 60 and np.abs(scores - plain).max() > 0.05
+    rescaled = _fit_net(other, name, params).scores(other.X, None, "regression")
+    np.testing.assert_allclose((rescaled - 5.0) / 1000.0, scores, atol=0.02)
+
+
+def test_conr_gets_a_window_from_the_training_targets() -> None:
+    training = regression()
+    found = REMEDIES["conr"].net(training, {"beta": 0.1})
+    window = fit_window(training.y)
+    assert found["regularizer"].window == window and found["regularizer"].push_scale == pytest.approx(0.01 / window)
+    assert found["regularizer_weight"] == 0.1 and found["view_noise"] == 0.05
+    loss = REMEDIES["balanced-mse"].loss("regression", 0, {"noise_sigma": 0.2})
+    assert isinstance(loss, BalancedMSELoss) and loss.noise_sigma == pytest.approx(0.2) and loss.reduction == "none"
+
+
+def _grouped(n: int = 600, task: str = "binary") -> Any:
+    rng = np.random.default_rng(1)
+    sex, race = rng.integers(0, 2, n), rng.integers(0, 3, n)
+    x = rng.normal(size=(n, 2)) + np.column_stack([2.0 * sex, race])
+    y = x.sum(axis=1) + 0.5 * rng.normal(size=n)
+    label = y if task == "regression" else np.where(y > 2.0, "yes", "no")
+    table = {"x0": x[:, 0], "x1": x[:, 1], "sex": np.array(["F", "M"])[sex], "race": np.array(["a", "b", "c"])[race], "y": label}
+    return build_problem(pl.DataFrame(table), target="y", groups=["sex", "race"], drop=["sex", "race"])
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_the_fair_penalty_holds_predictions_independent_of_all_groups_at_once(task: str) -> None:
+    problem = _grouped(task=task)
+    cells = problem.groups["sex"].ids * 3 + problem.groups["race"].ids
+    found = []
+    for name in ("nothing", "fair-penalty"):
+        fitted = _fit_net(problem, name, {}, steps=200)
+        scores = fitted.scores(problem.X, None, task)
+        found.append(jensen_shannon_by_group(np.argsort(np.argsort(scores)), cells, bandwidth=20))
+        assert fitted.steps == 200
+    assert found[1] < {"binary": 0.3, "regression": 0.6}[task] * found[0]
+
+
+def test_the_strength_is_in_units_of_what_the_targets_would_pay() -> None:
+    problem = _grouped()
+    training = TrainingRows(problem.X, np.zeros(2, dtype=bool), problem.y, np.arange(problem.n), "binary", problem.groups)
+    one, two = (FairPenaltyRemedy("fair", "loss", strength=strength).net(training, {})["lam"] for strength in (1.0, 2.0))
+    assert two == pytest.approx(2 * one) and one > 1
+    attributes = FairPenaltyRemedy("fair", "loss").fit_arguments(training)["attributes"]
+    assert list(attributes) == ["sex", "race"] and set(attributes["race"]) == {"a", "b", "c"}
+
+
+def test_cells_of_the_fair_penalty_are_kept_apart_by_groups_and_strength() -> None:
+    problem = _grouped()
+    remedy = REMEDIES["fair-penalty"]
+    fewer = replace(problem, groups={"sex": problem.groups["sex"]})
+    versions = {
+        remedy.bound(problem).code_version,
+        remedy.bound(fewer).code_version,
+        replace(remedy, strength=2.0).bound(problem).code_version,
+    }
+    assert len(versions) == 3 and remedy.bound(problem) == remedy.bound(_grouped())
+    assert REMEDIES["weights"].bound(problem) is REMEDIES["weights"]
+
+
 @pytest.mark.parametrize(("task", "multilabel"), [("binary", True), ("multiclass", False)])
 def test_focal_hands_the_net_a_focal_loss(task: str, multilabel: bool) -> None:
     loss = REMEDIES["focal"].loss(task, 3, {"gamma": 1.5})
@@ -334,6 +420,10 @@ def test_two_samplers_of_a_kind_get_names() -> None:
         ("two-phase", "mlp", "regression", "needs classes"),
         ("under", "linear", "regression", "leaves almost nothing"),
         ("balanced-forest", "forest", "regression", "needs classes"),
+        ("lds", "linear", "plain", "needs a target that is a number"),
+        ("conr", "linear", "regression", "only for nets"),
+        ("balanced-mse", "mlp", "plain", "needs a target that is a number"),
+        ("fair-penalty", "mlp", "plain", "needs protected attributes (--group)"),
     ],
 )
 def test_what_does_not_apply_is_listed_with_the_reason(remedy: str, learner: str, data: str, reason: str, tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_groups_are_judged_by_the_worst(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     table = numbers(400, 160).with_columns(sex=rng.choice(np.array(["f", "m"]), 400))
     study = small_study(table, target="y", groups="sex", remedies=["weights", "over"], repeats=2, out=tmp_path)
-    assert study.questions[-1] == "groups"
+    assert study.questions[-2:] == ("groups", "dependence")
     verdicts = study.verdicts("groups")
     assert {verdict.arm for verdict in verdicts} == {"weights", "over", "placebo", "nothing@0.5"}
     decisions, y, sex = study.decisions_of("linear", "nothing"), study.problem.y, table["sex"].to_numpy()
@@ -406,7 +406,7 @@ def test_time(tmp_path: Path) -> None:
 
 def test_a_regression_with_its_tails(tmp_path: Path) -> None:
     study = small_study("diabetes", remedies=["weights", "over"], folds=3, out=tmp_path)
-    assert study.questions == ("error", "tails") and study.protocol.jackknife == 10
+    assert study.questions == ("error", "tails", "dependence") and study.protocol.jackknife == 10
     tails = study.verdicts("tails")
     assert {verdict.arm for verdict in tails} == {"weights", "over", "placebo"}
     assert all(np.isfinite(verdict.low) and verdict.low < verdict.high for verdict in tails)

@@ -118,7 +118,7 @@ def test_ten_classes_and_groups(tmp_path: Path) -> None:
     groups = {"parity": Groups(np.arange(len(DIGIT)) % 2, ("even rows", "odd rows"), "attribute")}
     study = Study.from_training(loop, DIGIT, ["weights"], groups=groups, seeds=1, folds=2, out=tmp_path)
     assert study.problem.task == "multiclass" and study.failed == []
-    assert study.questions[-1] == "groups" and list(study.groups) == ["parity"]
+    assert study.questions[-2:] == ("groups", "dependence") and list(study.groups) == ["parity"]
     assert cells(study)["balanced_accuracy"].mean() > 0.3
     assert cells(study)["threshold"].list.len().to_list() == [10, 10]
 

@@ -485,6 +485,17 @@ def test_harm_elsewhere_rules_an_arm_out_unless_accepted() -> None:
     assert recommended([b], accept_worse=("probabilities",)).arm == "weights"
 
 
+def test_dependence_on_groups_does_not_rule_an_arm_out() -> None:
+    b = board(0.9, arms=("weights",), n=2000, positives=600)
+    sex = (np.random.default_rng(0).random(2000) < 0.5).astype(np.int64)
+    b.score[1] += 3.0 * sex  # the order within the groups stays, and the threshold of each is in the right place
+    b.groups = {"sex": Groups(sex, ("F", "M"))}
+    judged = {question: verdicts([b], question, task="binary") for question in ("decisions", "dependence")}
+    assert [found[0].verdict for found in judged.values()] == ["helps", "harms"]
+    assert judged["dependence"][0].sentence().startswith("weights raises divergence between groups by 0.")
+    assert recommend([b], judged, primary="decisions", task="binary", stages=STAGES).arm == "weights"
+
+
 def test_of_ties_the_simpler_stage_and_never_the_placebo() -> None:
     b = board(0.9, 0.9, 1.5, 1.5, arms=("smote", "weights", "placebo", "nothing@0.5"), n=2000, positives=600)
     found = recommended([b])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -70,6 +71,30 @@ def _build_module(n_features: int, hidden: tuple[int, ...], n_outputs: int) -> n
     return nn.Sequential(*layers, nn.Linear(width, n_outputs))
 
 
+@dataclass(frozen=True)
+class _Regularization:
+    """A second view of each batch, and a term on the features before the last ReLU; see :class:`MLPRegressor`."""
+
+    module: nn.Module | None
+    weight: float
+    view_noise: float
+    mean: float  # of the target, and its scale: what is standardised inside is handed on in the target's units
+    scale: float
+
+    def views(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The batch, and below it the same rows with noise."""
+        if not self.view_noise:
+            return x
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return torch.cat([x, x + self.view_noise * noise])
+
+    def term(self, hidden: Tensor, targets: Tensor, outputs: Tensor, weight: Tensor | None) -> Tensor | float:
+        if self.module is None:
+            return 0.0
+        value: Tensor = self.module(hidden, self.mean + self.scale * targets, self.mean + self.scale * outputs, weight)
+        return self.weight * value
+
+
 class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """What classifier and regressor share: the training by steps."""
 
@@ -106,6 +131,7 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         *,
         prior: Tensor | None = None,
         head_share: float = 0.0,
+        regularization: _Regularization | None = None,
     ) -> None:
         if self.batch_size < 1 or (self.max_steps is not None and self.max_steps < 1):
             raise ValueError(f"batch_size and max_steps must be at least 1, got {self.batch_size} and {self.max_steps}.")
@@ -131,6 +157,8 @@ class _BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
                 weight_decay=self.weight_decay,
                 device=self.device,
                 callbacks=list(self.callbacks or ()),
+                regularization=regularization,
+                seed=seed,
             )
             options = {"batch_size": self.batch_size, "max_steps": steps, "seed": seed} | drawing
             net.set_params(iterator_train=_StepBatches, **{f"iterator_train__{name}": value for name, value in options.items()})
@@ -290,6 +318,15 @@ class MLPRegressor(RegressorMixin, _BaseMLP):  # type: ignore[misc]
     The target is standardised inside; ``loss`` (default: squared error, per row) sees the standardised values, shape (B, 1). The other
     arguments are those of :class:`MLPClassifier`.
 
+    Args:
+        regularizer: a module called as ``regularizer(features, targets, predictions, sample_weight)`` on every batch, such as
+            :class:`counterpoise.losses.ConRLoss`: features (B, width) are those of the last hidden layer before its ReLU, targets and
+            predictions (B, 1) are in units of the target, weights (B,) are None where all rows weigh alike. What it gives is added to the
+            loss.
+        regularizer_weight: what it is multiplied by.
+        view_noise: standard deviation of normal noise on the columns of ``X`` that makes a second view of each batch, for loss and
+            regularizer alike: 2 B rows. 0 = one view.
+
     Example:
         >>> import numpy as np
         >>> X = np.linspace(-1, 1, 64)[:, None]
@@ -297,13 +334,54 @@ class MLPRegressor(RegressorMixin, _BaseMLP):  # type: ignore[misc]
         True
     """
 
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (64, 64),
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-6,
+        batch_size: int = 256,
+        max_steps: int | None = None,
+        loss: nn.Module | None = None,
+        device: str = "cpu",
+        random_state: int | None = None,
+        callbacks: list[Any] | None = None,
+        regularizer: nn.Module | None = None,
+        regularizer_weight: float = 1.0,
+        view_noise: float = 0.0,
+    ) -> None:
+        super().__init__(
+            hidden,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            max_steps=max_steps,
+            loss=loss,
+            device=device,
+            random_state=random_state,
+            callbacks=callbacks,
+        )
+        self.regularizer = regularizer
+        self.regularizer_weight = regularizer_weight
+        self.view_noise = view_noise
+
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Self:
         rows, y = validate_data(self, X, y, dtype=np.float32, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
         self.target_mean_, self.target_scale_ = float(y.mean()), float(y.std()) or 1.0
         target = torch.from_numpy(((y - self.target_mean_) / self.target_scale_).astype(np.float32))[:, None]
-        self._train(rows, target, _weights(sample_weight, rows), 1, self.loss or nn.MSELoss(reduction="none"))
+        loss = self.loss or nn.MSELoss(reduction="none")
+        self._train(rows, target, _weights(sample_weight, rows), 1, loss, regularization=self._regularization())
         return self
+
+    def _regularization(self) -> _Regularization | None:
+        if not (self.regularizer_weight >= 0 and self.view_noise >= 0):
+            raise ValueError(f"regularizer_weight and view_noise must be at least 0, got {self.regularizer_weight} and {self.view_noise}.")
+        if self.regularizer is not None and not self.hidden:
+            raise ValueError("regularizer needs a hidden layer, whose features it acts on; got hidden=().")
+        if self.regularizer is None and not self.view_noise:
+            return None
+        return _Regularization(self.regularizer, self.regularizer_weight, self.view_noise, self.target_mean_, self.target_scale_)
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """(n,) predictions in the units of the target."""
@@ -311,7 +389,16 @@ class MLPRegressor(RegressorMixin, _BaseMLP):  # type: ignore[misc]
 
 
 def _skorch_net(
-    module: nn.Module, loss: nn.Module, weighted: bool, *, lr: float, weight_decay: float, device: str, callbacks: list[Any]
+    module: nn.Module,
+    loss: nn.Module,
+    weighted: bool,
+    *,
+    lr: float,
+    weight_decay: float,
+    device: str,
+    callbacks: list[Any],
+    regularization: _Regularization | None,
+    seed: int,
 ) -> NeuralNet:
     # skorch pulls large optional packages when they are installed: imported when a net is trained, not with this module.
     from skorch import NeuralNet
@@ -339,7 +426,25 @@ def _skorch_net(
                 return value
             return value.reshape(len(weight), -1).mean(dim=1) * weight
 
-    return WeightedNet(
+    class RegularizedNet(WeightedNet):
+        """Batches in two views, and a term on the features before the last ReLU."""
+
+        def infer(self, x: Mapping[str, Tensor], **fit_params: Any) -> tuple[Tensor, Tensor]:
+            assert regularization is not None
+            rows, weight = regularization.views(x["X"].to(self.device), noise), x["weight"].to(self.device)
+            self.features_ = self.module_[:-2](rows)
+            return self.module_[-2:](self.features_), weight.repeat(len(rows) // len(weight))
+
+        def get_loss(self, y_pred: tuple[Tensor, Tensor], y_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            assert regularization is not None
+            output, weight = y_pred
+            target = y_true.to(self.device).repeat(len(output) // len(y_true), 1)
+            loss: Tensor = super().get_loss(y_pred, target)
+            return loss + regularization.term(self.features_, target, output, weight if weighted else None)
+
+    # A stream of its own: the batches are those of a fit with one view.
+    noise = torch.Generator().manual_seed(seed + 1)
+    return (WeightedNet if regularization is None else RegularizedNet)(
         module,
         criterion=loss,
         optimizer=torch.optim.Adam,

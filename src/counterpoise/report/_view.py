@@ -185,6 +185,11 @@ class GroupRow:
     rows: int
     positives: int | None
     recall: float = NAN
+    recall_low: float = NAN  # 95 %
+    recall_high: float = NAN
+    chosen: float = NAN  # share decided positive, two classes only
+    chosen_low: float = NAN
+    chosen_high: float = NAN
     accuracy: float = NAN
     judged: bool = True
     is_worst: bool = False
@@ -201,6 +206,7 @@ class GroupsTable:
     worst: float = NAN
     gap: float = NAN
     needed: int = 20  # positives a group needs to be judged
+    chosen: bool = False  # whether the rows say how many are decided positive
     shares: bool = False  # whether the rows say who holds what the ranking can still gain
     note: str = ""
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._learners import Range as Range
     from ._recommendation import Recommendation as Recommendation
     from ._remedies import Draw as Draw
+    from ._remedies import FairPenaltyRemedy as FairPenaltyRemedy
     from ._remedies import Remedy as Remedy
     from ._remedies import TrainingRows as TrainingRows
     from ._saving import FittedModel as FittedModel
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "Choice": "_learners",
         "Draw": "_remedies",
+        "FairPenaltyRemedy": "_remedies",
         "FittedModel": "_saving",
         "Learner": "_learners",
         "Range": "_learners",

@@ -166,7 +166,8 @@ def fit_once(
     user_weight = None if problem.weight is None else problem.weight[rows]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        draw = remedy.draw(TrainingRows(cleaned, preprocess.cleaned_categorical, y, rows, problem.task), params, seed)
+        training = TrainingRows(cleaned, preprocess.cleaned_categorical, y, rows, problem.task, problem.groups)
+        draw = remedy.draw(training, params, seed)
     notes += [f"{remedy.name}: {str(warning.message).splitlines()[0]}" for warning in said]
     if draw is not None:
         at = draw.index
@@ -181,24 +182,29 @@ def fit_once(
                 drawn_weight = np.concatenate([drawn_weight, np.full(len(draw.y_new), user_weight.mean())])
         user_weight = drawn_weight
     encoded = preprocess.fit_encode(cleaned, y, rows)
-    training = TrainingRows(cleaned, preprocess.cleaned_categorical, y, rows, problem.task)
+    training = TrainingRows(cleaned, preprocess.cleaned_categorical, y, rows, problem.task, problem.groups)
     if words is not None:
         encoded = np.hstack([encoded, words])
     weight = remedy.weights(training, params)
     if user_weight is not None:
         weight = user_weight if weight is None else weight * user_weight
     estimator = remedy.estimator(problem.task, params, seed)
+    arguments: dict[str, Any] = {}
     if estimator is None:
         options: dict[str, Any] = {}
         if learner.takes_loss:
-            options = {"loss": remedy.loss(problem.task, len(problem.schema.classes), params), "max_steps": max_steps, **remedy.net(params)}
+            options = {"loss": remedy.loss(problem.task, len(problem.schema.classes), params), "max_steps": max_steps}
+            options |= remedy.net(training, params)
+            arguments = dict(remedy.fit_arguments(training))
         estimator = learner.build(problem.task, params, seed, **options)
     if weight is not None and not learner.takes_weights:
         notes.append(f"{learner.name} takes no sample_weight: weights were ignored")
         weight = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        estimator.fit(encoded, y) if weight is None else estimator.fit(encoded, y, sample_weight=weight)
+        if weight is not None:
+            arguments["sample_weight"] = weight
+        estimator.fit(encoded, y, **arguments)
     notes += [f"{learner.name}: {str(warning.message).splitlines()[0]}" for warning in caught]
     prior: list[float] = []
     if problem.task != "regression":

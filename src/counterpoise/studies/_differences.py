@@ -25,7 +25,7 @@ from ._metrics import (
     weighted_values,
 )
 
-__all__ = ["METRICS", "QUESTIONS", "Board", "Family", "Key", "Member", "arm_values", "family_of"]
+__all__ = ["METRICS", "QUESTIONS", "Board", "Family", "Key", "Member", "arm_values", "family_of", "with_intersection"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -37,10 +37,11 @@ METRICS: dict[str, tuple[str, ...]] = {  # of each question; the first is the de
     "ranking": ("auroc", "average_precision"),
     "probabilities": ("log_loss", "brier"),
     "groups": ("worst_group_recall",),
+    "dependence": ("js_divergence",),
     "error": ("mae",),
     "tails": ("mae",),
 }
-QUESTIONS = {"binary": ("decisions", "ranking", "probabilities", "groups"), "regression": ("error", "tails")}
+QUESTIONS = {"binary": ("decisions", "ranking", "probabilities", "groups", "dependence"), "regression": ("error", "tails", "dependence")}
 QUESTIONS["multiclass"] = QUESTIONS["binary"]
 
 SHOWN_ONLY = ("nothing@0.5",)  # has an interval, but is no claim of the family
@@ -60,7 +61,7 @@ class Board:
         decision: (A, R, n) predicted codes; None for a regression.
         blocks: (n,) rows with the same id are not independent.
         has_blocks: whether any two rows share a block.
-        groups: the reported groups, by column.
+        groups: the reported groups, by column; of several, the last is their intersection (:func:`with_intersection`).
         clustered: whether blocks are clusters of the user's, not just copies of rows.
         dropped: (A, G, n) predictions of repeat 0 with row group g deleted, NaN where a row was not tested (jackknife of a regression).
     """
@@ -117,6 +118,19 @@ class Board:
         )
 
 
+def with_intersection(groups: Mapping[str, Groups]) -> dict[str, Groups]:
+    """The reported groups and, of two or more columns, their intersection as a further one.
+
+    >>> sex, age = Groups([0, 1, 1], ("F", "M")), Groups([0, 0, 1], ("young", "old"))
+    >>> with_intersection({"sex": sex, "age": age})["sex x age"].names
+    ('sex=F, age=young', 'sex=M, age=old', 'sex=M, age=young')
+    """
+    if len(groups) < 2:
+        return dict(groups)
+    table = {name: [None if k < 0 else one.names[k] for k in one.ids] for name, one in groups.items()}
+    return {**groups, " x ".join(groups): Groups.from_columns(table, list(table))}
+
+
 class Member(NamedTuple):
     """One comparison of a family."""
 
@@ -165,7 +179,7 @@ def family_of(
         baseline=baseline,
         moments=moments,
         cells=cells,
-        df=_degrees_of_freedom(boards[0], task, part, columns),
+        df=_degrees_of_freedom(boards[0], question, task, part, columns),
         claims=np.array([member.arm not in SHOWN_ONLY for member in members], dtype=bool),
         grain=grain_of(metric, boards[0], [rows for column in columns.values() for rows in column], cost),
     )
@@ -257,7 +271,9 @@ def repeat_of(
     cost: Mapping[str, float] | None,
 ) -> Repeat:
     decision = None if board.decision is None else board.decision[:, r]
-    return Repeat(board.y, board.fold[r], board.score[:, r], decision, int(board.fold.max()) + 1, cost, rows, part)
+    # All columns of groups at once, which is the last of them.
+    cells = list(board.groups.values())[-1].ids if board.groups else None
+    return Repeat(board.y, board.fold[r], board.score[:, r], decision, int(board.fold.max()) + 1, cost, rows, part, cells)
 
 
 def rarest(y: npt.NDArray[Any]) -> BoolArray:
@@ -297,11 +313,13 @@ def grain_of(metric: str, board: Board, groups: Sequence[BoolArray] = (), cost: 
     return 0.0
 
 
-def _degrees_of_freedom(board: Board, task: str, part: BoolArray | None, columns: Mapping[str, Sequence[BoolArray]]) -> int:
-    """Independent units less one, in the rarest class, the smallest judged group or the rarest range."""
+def _degrees_of_freedom(board: Board, question: str, task: str, part: BoolArray | None, columns: Mapping[str, Sequence[BoolArray]]) -> int:
+    """Independent units less one: in the rarest class, the smallest judged group, the rarest range, or all rows with a group."""
     sets = [rows for column in columns.values() for rows in column]
     if not sets:
-        if task == "regression":
+        if question == "dependence":
+            sets = [board.groups[list(board.groups)[-1]].ids >= 0]
+        elif task == "regression":
             sets = [np.ones(len(board.y), dtype=bool) if part is None else part]
         else:
             sets = [board.y == c for c in np.unique(board.y)]
@@ -329,6 +347,8 @@ def checked(boards: Sequence[Board], question: str) -> list[Board]:
         shape = (len(board.arms), *first.fold.shape)
         if board.score.shape[:3] != shape:
             bad_input(f"boards[{board.learner!r}].score", f"shape {board.score.shape}", f"(arms, repeats, rows) = {shape}")
+        if question == "dependence" and not board.groups:
+            bad_input(f"boards[{board.learner!r}].groups", "none", "groups, for the question 'dependence'")
         if question in ("decisions", "groups") and board.decision is None:
             bad_input(f"boards[{board.learner!r}].decision", None, f"predicted codes, for the question {question!r}")
         unseen = np.isnan(board.score.reshape(*shape, -1)[..., 0]).all(axis=(1, 2))

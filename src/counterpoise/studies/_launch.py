@@ -206,6 +206,7 @@ def launch(
     _refuse_other_options(store, options, out)
     try:
         problem_folder = save_problem(store.folder / "cache", problem)
+        store.set("groups", problem.groups_hash)  # the last ones asked for: what an opened study reports by
     except OSError as error:
         raise StoreError(
             f"{out}: the table cannot be kept there ({error.strerror}); free some space or choose another folder (--out)."

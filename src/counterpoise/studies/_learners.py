@@ -86,10 +86,13 @@ def _trees(task: str, params: Mapping[str, Any], seed: int) -> Any:
 def _mlp(
     task: str, params: Mapping[str, Any], seed: int, *, loss: nn.Module | None = None, max_steps: int | None = None, **options: Any
 ) -> Any:
-    from counterpoise.engines import MLPClassifier, MLPRegressor
+    from counterpoise import engines
 
-    kind = MLPRegressor if task == "regression" else MLPClassifier
-    return kind(lr=params["lr"], weight_decay=params["weight_decay"], loss=loss, max_steps=max_steps, random_state=seed, **options)
+    kind = "Regressor" if task == "regression" else "Classifier"
+    options |= {"lr": params["lr"], "weight_decay": params["weight_decay"], "max_steps": max_steps, "random_state": seed}
+    if "penalty" in options:  # of dependence on protected attributes, beside the usual loss
+        return getattr(engines, f"FairPenalty{kind}")(**options)
+    return getattr(engines, f"MLP{kind}")(loss=loss, **options)
 
 
 def _forest(task: str, params: Mapping[str, Any], seed: int) -> Any:

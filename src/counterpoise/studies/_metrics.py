@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log_softmax, logit
+from scipy.stats import rankdata
 
 from counterpoise._stats import placements, wilson
 from counterpoise.groups import Groups
@@ -45,11 +46,12 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "cost", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "cost", "mae", "rmse", "js_divergence"})
 BOOTSTRAPPED = frozenset({"f1", "average_precision", "worst_group_recall"})  # not sums over rows
 PER_CLASS = frozenset({"balanced_accuracy", "auroc", "cost", "f1", "average_precision", "worst_group_recall"})  # class sizes are given
 
 EPS = float(np.finfo(np.float64).eps)  # probabilities are clipped at it, as in sklearn.metrics.log_loss
+DIVERGENCE_BINS = 10  # tenths of the ranking, whose shares are compared between groups
 FEW_POSITIVES = 20  # a group with fewer is too small to judge
 MANY, FEW = 100, 20  # rows per bin: more than MANY, fewer than FEW
 
@@ -177,7 +179,7 @@ class Repeat:
     """One repeat of A arms: every row predicted once, by a model that has not seen it.
 
     ``y`` (n,); ``fold`` (n,) in 0..K-1; ``score`` (A, n) or (A, n, C); ``decision`` (A, n) codes, None for a regression; ``part`` (n,) the
-    rows that count, for a metric of a part of the target's range.
+    rows that count, for a metric of a part of the target's range; ``cells`` (n,) the intersection of groups of each row, -1 for none.
     """
 
     y: npt.NDArray[Any]
@@ -188,6 +190,7 @@ class Repeat:
     cost: Mapping[str, float] | None = None
     members: Sequence[BoolArray] = ()  # the rows of each judged group, for the worst group
     part: BoolArray | None = None
+    cells: IntArray | None = None
 
     @property
     def classes(self) -> int:
@@ -208,6 +211,8 @@ def contributions(metric: str, repeat: Repeat) -> tuple[FloatArray, FloatArray, 
     """
     if metric == "auroc":
         return _auroc_contributions(repeat)
+    if metric == "js_divergence":
+        return _divergence_contributions(repeat)
     values = _row_values(metric, repeat)
     n = len(repeat.y)
     in_fold = (repeat.fold[:, None] == np.arange(repeat.folds)).astype(np.float64)
@@ -273,6 +278,44 @@ def _auroc_contributions(repeat: Repeat) -> tuple[FloatArray, FloatArray, float]
     missing = _missing(repeat)
     psi[missing], averaged[missing] = np.nan, np.nan
     return psi / max(exists.any(axis=(1, 2)).sum(), 1), averaged, 0.5
+
+
+def _divergence_contributions(repeat: Repeat) -> tuple[FloatArray, FloatArray, float]:
+    r"""Minus the Jensen-Shannon divergence, in bits, of the groups' shares in each tenth of the ranking.
+
+    It is the mutual information of tenth and group, :math:`\frac{1}{n} \sum_i \log_2 p(t_i, g_i) / (p(t_i) p(g_i))`: a mean over rows,
+    whose terms are its influence function. Ranks are taken within each test fold, whose model they come from; so a monotone change of the
+    scores changes nothing. More classes: the mean over the scores of each.
+    """
+    assert repeat.cells is not None
+    known = np.flatnonzero(repeat.cells >= 0)
+    group, n_groups = repeat.cells[known], int(repeat.cells.max(initial=-1)) + 1
+    psi = np.zeros((len(repeat.score), len(repeat.y)))
+    for a, score in enumerate(repeat.score):
+        columns = score[:, None] if score.ndim == 1 else score
+        for column in columns.T:
+            tenth = _tenths(column, repeat.fold, repeat.folds)[known]
+            joint = np.bincount(tenth * n_groups + group, minlength=DIVERGENCE_BINS * n_groups).reshape(DIVERGENCE_BINS, n_groups)
+            expected = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0) / max(len(known), 1)
+            ratio = np.divide(joint, expected, out=np.ones_like(expected), where=joint > 0)
+            psi[a, known] -= np.log2(ratio)[tenth, group] / columns.shape[1]
+    missing = _missing(repeat)
+    in_fold = (repeat.fold[:, None] == np.arange(repeat.folds)).astype(np.float64)[known]
+    cells = _ratio(psi[:, known] @ in_fold, in_fold.sum(axis=0))
+    psi /= max(len(known), 1)
+    psi[missing], cells[missing] = np.nan, np.nan
+    return psi, cells, 1.0
+
+
+def _tenths(score: npt.NDArray[np.floating], fold: npt.NDArray[np.integer[Any]], folds: int) -> IntArray:
+    """(n,) in 0..9: in which tenth of its test fold's ranking each row is; rows with equal scores are in one."""
+    tenth = np.zeros(len(score), dtype=np.int64)
+    for k in range(folds):
+        rows = np.flatnonzero(fold == k)
+        if len(rows):
+            middle = (rankdata(score[rows]) - 0.5) / len(rows)
+            tenth[rows] = np.minimum((DIVERGENCE_BINS * middle).astype(np.int64), DIVERGENCE_BINS - 1)
+    return tenth
 
 
 def _missing(repeat: Repeat) -> BoolArray:
@@ -445,7 +488,8 @@ def group_table(y: npt.NDArray[Any], decision: npt.NDArray[np.integer[Any]], gro
     -------
     list of dict
         Per group with rows: ``group``, ``rows``, ``positives``, ``recall`` with ``recall_low`` and ``recall_high`` (95 %, Wilson),
-        ``accuracy`` and ``judged`` (False: too few to judge, fewer than 20 positives).
+        ``accuracy``, with two classes ``chosen``, the share decided positive, with ``chosen_low`` and ``chosen_high``, and ``judged``
+        (False: too few to judge, fewer than 20 positives).
     """
     correct = (decision == y).mean(axis=0)
     judged = {g for g, _ in judged_groups(y, groups, classes)}
@@ -457,6 +501,8 @@ def group_table(y: npt.NDArray[Any], decision: npt.NDArray[np.integer[Any]], gro
         counted = inside & (y == 1) if classes == 2 else inside
         n_counted = int(counted.sum())
         low, high = wilson(correct[counted].sum(), n_counted)
+        chosen = (decision[:, inside] == 1).mean() if classes == 2 else float("nan")
+        chosen_low, chosen_high = wilson(chosen * inside.sum(), int(inside.sum()))
         table.append(
             {
                 "group": name,
@@ -466,6 +512,9 @@ def group_table(y: npt.NDArray[Any], decision: npt.NDArray[np.integer[Any]], gro
                 "recall_low": float(low),
                 "recall_high": float(high),
                 "accuracy": float(correct[inside].mean()),
+                "chosen": float(chosen),
+                "chosen_low": float(chosen_low),
+                "chosen_high": float(chosen_high),
                 "judged": g in judged,
             }
         )

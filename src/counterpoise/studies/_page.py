@@ -36,8 +36,16 @@ TITLES = {
     "ranking": "Ranking",
     "probabilities": "Probabilities",
     "groups": "Worst group",
+    "dependence": "Dependence on the groups",
     "error": "Error",
     "tails": "Error where the target is rare",
+}
+NOTES = {
+    "probabilities": "Scores as they come; weights and resampling shift the class frequencies, see calibration below.",
+    "dependence": "How differently the groups (of several columns: their intersections) are spread over the tenths of the ranking, in bits:"
+    " 0 is demographic parity of the ranking. Small groups differ by chance, in all arms alike; a model that learned less, as the placebo"
+    " does, depends less on everything. Parity may contradict calibration within groups, so this neither recommends an arm nor speaks"
+    " against one.",
 }
 SHARES_NOTE = (
     " To gain: whose positives would move up if every positive right below a negative changed places with it. Average precision pays for"
@@ -112,9 +120,7 @@ def _panel(study: Study, question: str, verdicts: Sequence[Verdict]) -> view.Que
         rows=tuple(difference_of(verdict) for verdict in rows),
         rope=next((verdict.rope for verdict in verdicts if verdict.rope == verdict.rope), math.nan),
         unit=words(metric),
-        note="Scores as they come; weights and resampling shift the class frequencies, see calibration below."
-        if question == "probabilities"
-        else "",
+        note=NOTES.get(question, ""),
     )
 
 
@@ -243,6 +249,11 @@ def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
                         rows=row["rows"],
                         positives=row["positives"],
                         recall=row["recall"],
+                        recall_low=row["recall_low"],
+                        recall_high=row["recall_high"],
+                        chosen=row["chosen"],
+                        chosen_low=row["chosen_low"],
+                        chosen_high=row["chosen_high"],
                         accuracy=row["accuracy"],
                         judged=row["judged"],
                         is_worst=row["judged"] and row["recall"] == worst,
@@ -253,8 +264,10 @@ def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
                 ),
                 worst=worst,
                 gap=max((row["recall"] for row in judged), default=math.nan) - worst,
+                chosen=classes == 2,
                 shares=bool(shares),
-                note="The recommended arm, averaged over repeats." + (SHARES_NOTE if shares else ""),
+                note="The recommended arm, averaged over repeats; small print: 95 %, each group by itself."
+                + (SHARES_NOTE if shares else ""),
             )
         )
     return tables

@@ -112,7 +112,7 @@ def _metric(problem: Problem, metric: str, cost: Mapping[str, float] | None) -> 
 def _rope(problem: Problem, rope: Mapping[str, float] | float | None, primary: str) -> dict[str, float]:
     if rope is None:
         return {}
-    questions = (*QUESTIONS["regression" if problem.task == "regression" else "classification"], "groups")
+    questions = (*QUESTIONS["regression" if problem.task == "regression" else "classification"], "groups", "dependence")
     if not isinstance(rope, Mapping):
         return {primary: _checked_rope(primary, rope)}
     for question in rope:
@@ -167,7 +167,8 @@ def entries_of(problem: Problem, learners: Sequence[Learner], remedies: Sequence
                 continue
             reason = remedy.applies(problem, learner)
             if reason is None:
-                entries.append(Entry(arm_of(learner, remedy), learner, remedy))
+                bound = remedy.bound(problem)
+                entries.append(Entry(arm_of(learner, bound), learner, bound))
             elif remedy.stage != "none":
                 refused.append((learner.name, remedy.name, reason))
     return entries, refused

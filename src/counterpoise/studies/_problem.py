@@ -103,6 +103,15 @@ class Problem:
         return int(self.X.shape[1])
 
     @property
+    def groups_hash(self) -> str:
+        """Hash of the groups, which are no part of ``data_hash``: most results do not depend on them."""
+        digest = hashlib.blake2b(digest_size=8)
+        for column, groups in self.groups.items():
+            digest.update(f"{column}{groups.names}".encode())
+            digest.update(groups.ids.data)
+        return digest.hexdigest()
+
+    @property
     def counts(self) -> npt.NDArray[np.int64]:
         """(C,) rows of each class; regression: rows of each of the ranges that folds are stratified on."""
         strata = strata_of(self.y, self.task)

@@ -21,6 +21,7 @@ __all__ = ["Expectation", "HoldoutVerdict", "Recommendation", "bias_corrected_ex
 IntArray = npt.NDArray[np.int64]
 
 NEVER_RECOMMENDED = (*SHOWN_ONLY, "placebo")
+NEVER_AGAINST = "dependence"  # on groups: a question of what is wanted
 EXPECTATION_DRAWS = 200
 COUNTED = frozenset({"accuracy", "balanced_accuracy"})  # means of shares of rows
 
@@ -160,7 +161,8 @@ def recommend(
     boards : sequence of Board
         The scores that were judged.
     judged : mapping from question to verdicts
-        Verdicts of the primary question and of all others that may speak against an arm.
+        Verdicts of the primary question and of all others that may speak against an arm. Dependence on groups does not: whether it should
+        be as small as possible is for the user to say.
     primary : str
         The question that recommends.
     task : {"binary", "multiclass", "regression"}
@@ -179,7 +181,8 @@ def recommend(
     baselines = [(board.learner, board.arms[0]) for board in boards]
     best_baseline = max(baselines, key=lambda key: values[key])
     helped = {(v.learner, v.arm): v for v in judged[primary] if v.verdict == "helps" and v.arm not in NEVER_RECOMMENDED}
-    others = [verdict for question, found in judged.items() if question not in (primary, *accept_worse) for verdict in found]
+    silent = (primary, NEVER_AGAINST, *accept_worse)
+    others = [verdict for question, found in judged.items() if question not in silent for verdict in found]
     passed: list[str] = []
     candidates: list[Key] = []
     for key in helped:

@@ -8,7 +8,7 @@ the engine scores and tunes thresholds on rows that no hook is given. To add one
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from counterpoise._errors import CounterpoiseError, InputError, bad_input, check_choice
 from counterpoise._seeding import generator
+from counterpoise.groups import Groups
 
 from ._learners import FOREST_SIZE, Choice, Learner, Range, Space
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from ._problem import Problem
 
-__all__ = ["BUILT_IN", "Draw", "Remedy", "SamplerRemedy", "TrainingRows", "as_remedies", "target_bins"]
+__all__ = ["BUILT_IN", "Draw", "FairPenaltyRemedy", "Remedy", "SamplerRemedy", "TrainingRows", "as_remedies", "target_bins"]
 
 PLACEBO_SHARE = 0.2
 TARGET_BINS = 10  # equal-width bins of a regression target
@@ -39,8 +40,9 @@ class TrainingRows:
     X: npt.NDArray[np.floating]  # (n, p) cleaned
     categorical: npt.NDArray[np.bool_]  # (p,) which columns are codes
     y: npt.NDArray[Any]  # (n,) codes 0..C-1, or the real target
-    rows: npt.NDArray[np.int64]  # (n,) row numbers in the whole table
+    rows: npt.NDArray[np.int64]  # (n,) row numbers in the whole table, -1 for invented rows
     task: str
+    groups: Mapping[str, Groups] = field(default_factory=dict)  # what the study reports by, of the whole table
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class Remedy:
         """None if it can be used here, otherwise the reason why not."""
         return None
 
+    def bound(self, problem: Problem) -> Remedy:
+        """The remedy for this problem: whatever its numbers depend on beside rows and settings goes into its ``code_version``."""
+        return self
+
     def draw(self, training: TrainingRows, params: Mapping[str, Any], seed: int) -> Draw | None:
         """Data stage: which rows to train on. None = as they are."""
         return None
@@ -95,8 +101,12 @@ class Remedy:
         """Loss stage, nets only: a module with ``reduction="none"``. None = cross-entropy (squared error)."""
         return None
 
-    def net(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    def net(self, training: TrainingRows, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Model stage and phases of the training, nets only: further arguments of the net. Empty = the usual one."""
+        return {}
+
+    def fit_arguments(self, training: TrainingRows) -> Mapping[str, Any]:
+        """Nets only: further arguments of the net's ``fit``."""
         return {}
 
     def estimator(self, task: str, params: Mapping[str, Any], seed: int) -> Any | None:
@@ -379,14 +389,14 @@ class _AnyLoss(_NetOnly):
 class _TwoPhase(_NetOnly):
     """All layers on class-balanced batches, then the last layer alone on the rows as they are; as many steps as everybody."""
 
-    def net(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    def net(self, training: TrainingRows, params: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"head_share": params["head_share"]}
 
 
 class _PriorBias(_NetOnly):
     """The last layer begins at the class frequencies."""
 
-    def net(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    def net(self, training: TrainingRows, params: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"prior_bias": True}
 
 
@@ -397,6 +407,96 @@ class _Focal(_NetOnly):
         from counterpoise.losses import FocalLoss
 
         return FocalLoss(gamma=params["gamma"], multilabel=task == "binary", reduction="none")
+
+
+class _RegressionOnly(Remedy):
+    """For targets that are numbers; ``nets`` if it changes how our net is trained, otherwise for learners with weights."""
+
+    nets = True
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        if problem.task != "regression":
+            return "needs a target that is a number"
+        if self.nets:
+            return None if learner.takes_loss else "only for nets (mlp)"
+        return None if learner.takes_weights else f"{learner.name} takes no sample_weight"
+
+
+class _LDS(_RegressionOnly):
+    """Inverse density of the target, smoothed over neighboring values."""
+
+    nets = False
+
+    def weights(self, training: TrainingRows, params: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        from counterpoise.losses import lds_weights
+
+        return np.asarray(lds_weights(training.y, scheme=params["scheme"]), dtype=np.float64)
+
+
+class _BalancedMSE(_RegressionOnly):
+    """The training distribution of the target, divided out of the loss."""
+
+    def loss(self, task: str, n_classes: int, params: Mapping[str, Any]) -> nn.Module:
+        from counterpoise.losses import BalancedMSELoss
+
+        return BalancedMSELoss(noise_sigma=params["noise_sigma"], reduction="none")  # in standard deviations of the target
+
+
+class _ConR(_RegressionOnly):
+    """Features are pushed apart where the predictions agree and the targets do not; each batch in two noisy views."""
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        reason = super().applies(problem, learner)
+        if reason is None and not np.subtract(*np.quantile(problem.y, [0.75, 0.25])) > 0:
+            return "half of the targets are equal: no window can be set"
+        return reason
+
+    def net(self, training: TrainingRows, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        from counterpoise.losses import ConRLoss, fit_window
+
+        window = fit_window(training.y)
+        # As in our re-test. The push per window, not per unit of the target, does not depend on that unit.
+        loss = ConRLoss(window, temperature=0.2, push_scale=0.01 / window)
+        return {"regularizer": loss, "regularizer_weight": params["beta"], "view_noise": 0.05}
+
+
+@dataclass(frozen=True)
+class FairPenaltyRemedy(Remedy):
+    r"""A net whose predictions are held independent of the columns the study reports by, intersections included.
+
+    ``strength`` is fixed and not tuned, since tuning would choose the weakest: it is what the penalty of a model that predicts the training
+    targets themselves would add to the loss (log loss, or squared error in variances of the target). 0.03 is weak, 3 very strong;
+    :func:`counterpoise.engines.calibrate_penalty` draws the whole front.
+    """
+
+    strength: float = 1.0
+
+    def applies(self, problem: Problem, learner: Learner) -> str | None:
+        if not problem.groups:
+            return "needs protected attributes (--group)"
+        return None if learner.takes_loss else "only for nets (mlp)"
+
+    def bound(self, problem: Problem) -> Remedy:
+        return replace(self, code_version=f"{self.code_version}, strength {self.strength!r}, groups {problem.groups_hash}")
+
+    def net(self, training: TrainingRows, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        import torch
+
+        from counterpoise.data import ProtectedAttributeEncoder
+        from counterpoise.diagnostics._intersections import attribute_table, encode_attributes
+        from counterpoise.losses import DistanceCovariancePenalty
+
+        table = attribute_table(self.fit_arguments(training)["attributes"], len(training.y))
+        attributes = encode_attributes(ProtectedAttributeEncoder().fit(table), table)
+        y = np.asarray(training.y, dtype=np.float64)
+        columns = [(y - y.mean()) / (y.std() or 1.0)] if training.task == "regression" else [y == c for c in np.unique(y)[1:]]
+        penalty = DistanceCovariancePenalty("ccdcov")
+        of_targets = float(np.mean([float(penalty(torch.as_tensor(column.astype(np.float64)), attributes)) for column in columns]))
+        return {"penalty": "ccdcov", "lam": self.strength / of_targets if of_targets > 0 else 0.0}
+
+    def fit_arguments(self, training: TrainingRows) -> Mapping[str, Any]:
+        names = {column: np.array([*groups.names, "(none)"], dtype=object) for column, groups in training.groups.items()}
+        return {"attributes": {column: names[column][groups.ids[training.rows]] for column, groups in training.groups.items()}}
 
 
 class _BalancedForest(Remedy):
@@ -463,6 +563,22 @@ BUILT_IN: tuple[Remedy, ...] = (
         paper="14",
         needs_rows=True,
     ),
+    _LDS("lds", "loss", "inverse density of the target, smoothed", {"scheme": Choice(("inverse", "sqrt_inverse"))}, paper="21"),
+    _BalancedMSE(
+        "balanced-mse",
+        "loss",
+        "squared error for targets that are all equally frequent",
+        {"noise_sigma": Range(0.05, 1.0, 0.3, log=True)},
+        paper="21",
+    ),
+    _ConR(
+        "conr",
+        "loss",
+        "features pushed apart where predictions agree and targets do not",
+        {"beta": Range(0.03, 1.0, 0.3, log=True)},
+        paper="21",
+    ),
+    FairPenaltyRemedy("fair-penalty", "loss", "predictions held independent of the reported groups", paper="22"),
     _Focal("focal", "loss", "focal loss", {"gamma": Range(0.5, 5.0, 2.0)}, paper="02"),
     _AnyLoss(
         "anyloss",

@@ -50,7 +50,7 @@ TRUSTED_TYPES = (
     "sklearn.tree._tree.Tree",
 )
 
-_NETS = ("MLPClassifier", "MLPRegressor")
+_NETS = ("MLPClassifier", "MLPRegressor")  # what a saved net is loaded as: a penalty was for its training
 _PACKAGES = ("counterpoise", "scikit-learn", "numpy", "skops", "torch")
 
 
@@ -153,7 +153,7 @@ def _write_parts(folder: Path, model: FittedModel) -> None:
 
     import skops.io
 
-    is_net = type(model.estimator).__name__ in _NETS and type(model.estimator).__module__.startswith("counterpoise.engines")
+    is_net = hasattr(model.estimator, "module_") and type(model.estimator).__module__.startswith("counterpoise.engines")
     content: dict[str, Any] = {
         "format": FORMAT,
         "task": model.task,
@@ -185,11 +185,13 @@ def _write_parts(folder: Path, model: FittedModel) -> None:
 
 
 def _net_content(net: Any) -> dict[str, Any]:
-    # Loss and callbacks were for training, and the device is the machine's where the model is loaded.
-    params = net.get_params(deep=False) | {"loss": None, "device": "cpu", "random_state": None, "callbacks": None}
+    from sklearn.base import is_classifier
+
+    # Losses and callbacks were for training, and the device is the machine's where the model is loaded.
+    kept = {name: getattr(net, name) for name in ("hidden", "lr", "weight_decay", "batch_size", "max_steps")}
     return {
-        "type": type(net).__name__,
-        "params": params,
+        "type": "MLPClassifier" if is_classifier(net) else "MLPRegressor",
+        "params": kept,
         "n_features": int(net.n_features_in_),
         "classes": [int(code) for code in net.classes_] if hasattr(net, "classes_") else None,
         "target": [net.target_mean_, net.target_scale_] if hasattr(net, "target_mean_") else None,

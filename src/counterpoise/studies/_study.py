@@ -20,7 +20,7 @@ from counterpoise._errors import CounterpoiseError, InputError, StoreError, bad_
 
 from ._cell import make_scores, train
 from ._diagnosis import diagnose_problem
-from ._differences import Board, arm_values, metric_of
+from ._differences import Board, arm_values, metric_of, with_intersection
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner
 from ._metrics import FEW_POSITIVES, cell_metrics, decide, group_table
@@ -48,7 +48,7 @@ from ._verdicts import (
     more_repeats_help,
     verdicts,
 )
-from ._work import load_problem
+from ._work import load_problem, problem_name
 
 if TYPE_CHECKING:
     import polars as pl
@@ -126,7 +126,7 @@ class Study:
         options = header["options"]
         protocol = Protocol(**header["protocol"])
         try:
-            problem = load_problem(str(Path(folder) / "cache" / header["data_hash"]))
+            problem = load_problem(str(Path(folder) / "cache" / problem_name(header["data_hash"], store.get("groups"))))
         except OSError as error:
             raise StoreError(
                 f"{folder}: the table of the study (cache/{header['data_hash']}) is gone; run the study again: {options['command']}"
@@ -272,7 +272,8 @@ class Study:
         """Every arm against the baseline of its learner, for one question, best first.
 
         Args:
-            question: ``decisions``, ``ranking``, ``probabilities`` or ``groups``; for a regression ``error`` or ``tails``.
+            question: ``decisions``, ``ranking``, ``probabilities`` or ``groups``; for a regression ``error`` or ``tails``;
+                ``dependence`` of the predictions on the groups.
                 None = the primary one.
             interval: ``rows`` (default), ``nadeau-bengio`` or ``jackknife`` (regression).
             rope: half-width of the region of practical equivalence, in units of the metric; None = that of the study.
@@ -292,7 +293,9 @@ class Study:
         asked = QUESTIONS["regression" if self.problem.task == "regression" else "classification"]
         asked = tuple(question for question in asked if question != "tails" or self.protocol.jackknife)
         asked = (self.protocol.primary, *(question for question in asked if question != self.protocol.primary))
-        return (*asked, "groups") if self.problem.groups and self.problem.task != "regression" else asked
+        if not self.problem.groups:
+            return asked
+        return (*asked, "dependence") if self.problem.task == "regression" else (*asked, "groups", "dependence")
 
     @property
     def learners(self) -> list[str]:
@@ -497,7 +500,8 @@ class Study:
     def warnings(self) -> list[str]:
         """What a reader must know before anything else."""
         found = []
-        for question in self.questions:
+        # What learned less depends less on everything, groups included: there the placebo may well come out ahead.
+        for question in [name for name in self.questions if name != "dependence"]:
             found += [
                 f"The placebo appears to help ({verdict.learner}, {question}): something is wrong with the data or the protocol; "
                 "trust no verdict."
@@ -522,11 +526,12 @@ class Study:
 
     @property
     def groups(self) -> dict[str, Any]:
-        """The reported groups, restricted to the rows of the study."""
+        """The reported groups, and the intersection of several, restricted to the rows of the study."""
         from counterpoise.groups import Groups
 
         rows = self.splits.rows
-        return {column: Groups(groups.ids[rows], groups.names, groups.kind) for column, groups in self.problem.groups.items()}
+        groups = {column: Groups(groups.ids[rows], groups.names, groups.kind) for column, groups in self.problem.groups.items()}
+        return with_intersection(groups)
 
     @property
     def files(self) -> dict[str, Path]:

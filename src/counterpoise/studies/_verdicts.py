@@ -34,6 +34,7 @@ ROPES = {
     "auroc": 0.005,
     "average_precision": 0.005,
     "worst_group_recall": 0.02,
+    "js_divergence": 0.005,
 }
 RELATIVE_ROPE = 0.01  # of the baseline's value, for metrics without a natural scale
 
@@ -53,12 +54,14 @@ METRIC_WORDS = {
     "brier": "Brier score",
     "mae": "mean absolute error",
     "worst_group_recall": "worst-group recall",
+    "js_divergence": "divergence between groups",
 }
 QUESTION_WORDS = {
     "decisions": "decisions",
     "ranking": "the ranking",
     "probabilities": "probabilities",
     "groups": "decisions in the worst group",
+    "dependence": "dependence on the groups",
     "error": "predictions",
     "tails": "predictions in the rarest range",
 }
@@ -127,6 +130,10 @@ class Verdict:
             return f"This data can not tell: {self.reason}. Until then keep {self.against}."
         metric = METRIC_WORDS.get(self.metric, self.metric) + (f" ({self.group})" if self.group else "")
         about = "about " if self.metric == "log_loss" else ""
+        if self.question == "dependence" and self.verdict in ("helps", "harms"):  # no advice: whether to want it is not for a study to say
+            arm, lower = ARM_WORDS.get(self.arm, self.arm), self.verdict == "helps"
+            limit = _at_least(self.low if lower else -self.high)
+            return f"{arm} {'lowers' if lower else 'raises'} {metric} by {number(abs(self.estimate))} bits (at least {limit})."
         if self.verdict == "helps":
             verb = "lowers" if self.metric in LOWER_IS_BETTER else "raises"
             arm = ARM_WORDS.get(self.arm, self.arm)
@@ -232,15 +239,17 @@ def verdicts(
     boards : sequence of Board
         One per learner; rows and folds are the same for all.
     question : str
-        ``decisions``, ``ranking``, ``probabilities`` or ``groups``; for a regression ``error`` or ``tails`` (the rarest range).
+        ``decisions``, ``ranking``, ``probabilities`` or ``groups``; for a regression ``error`` or ``tails`` (the rarest range); for both
+        ``dependence`` (of the predictions on the groups), where there are groups.
     task : {"binary", "multiclass", "regression"}
     metric : str, optional
-        Default balanced_accuracy, auroc, log_loss, worst_group_recall, mae. Others: f1, accuracy, cost; average_precision; brier.
+        Default balanced_accuracy, auroc, log_loss, worst_group_recall, mae, js_divergence. Others: f1, accuracy, cost;
+        average_precision; brier.
     cost : mapping, optional
         ``{"fp": a, "fn": b}``, for ``metric="cost"``.
     rope : float, optional
         eps in units of the metric. Default 0.01 for balanced accuracy, accuracy and F1, 0.005 for AUROC and average precision, 0.02 for the
-        worst group, 1 % of the baseline's value for log loss, Brier score, cost and absolute error.
+        worst group, 0.005 bits for the divergence, 1 % of the baseline's value for log loss, Brier score, cost and absolute error.
     interval : {"rows", "nadeau-bengio", "jackknife"}, default "rows"
         How the standard error is found. ``tails`` always uses the jackknife unless ``nadeau-bengio`` is asked for; the jackknife exists for
         regressions only.
@@ -293,7 +302,7 @@ def verdicts(
     family = family_of(boards, question, task=task, metric=metric, cost=cost)
     estimate, se, c, note = _intervals(family, boards, question, task, interval, level)
     identical = (family.moments.estimate == 0) & (np.diag(family.moments.S1) == 0)
-    untested = question == "groups" or task == "multiclass" or any(board.clustered for board in boards)
+    untested = question in ("groups", "dependence") or task == "multiclass" or any(board.clustered for board in boards)
     judged = []
     for a, (learner, arm, group) in enumerate(family.members):
         region = rope if rope is not None else ROPES.get(metric, RELATIVE_ROPE * abs(float(family.baseline[a])))

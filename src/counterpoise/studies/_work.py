@@ -26,14 +26,19 @@ from ._remedies import Remedy
 from ._splits import Splits
 from ._types import CellId, CellResult, Protocol
 
-__all__ = ["CellWork", "load_problem", "problem_and_splits", "save_problem"]
+__all__ = ["CellWork", "load_problem", "problem_name", "problem_and_splits", "save_problem"]
 
 _ARRAYS = ("X", "y", "blocks", "time", "weight", "fixed_test")
 
 
+def problem_name(data_hash: str, groups_hash: str) -> str:
+    """Name of the folder of a problem: a study may go on with other groups, which only some arms depend on."""
+    return f"{data_hash}-{groups_hash}"
+
+
 def save_problem(folder: Path, problem: Problem) -> Path:
-    """Write the problem under ``folder / data_hash`` (nothing is done if it is there)."""
-    target = folder / problem.data_hash
+    """Write the problem into a folder in ``folder`` that is named after its data and groups (nothing is done if it is there)."""
+    target = folder / problem_name(problem.data_hash, problem.groups_hash)
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
