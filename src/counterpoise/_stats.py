@@ -244,7 +244,7 @@ def bootstrap_moments(draws: FloatArray, repeats: FloatArray) -> Moments:
     return Moments(np.atleast_2d(np.cov(means, rowvar=False)), np.asarray(np.nanmean(singles, axis=0)), repeats)
 
 
-def row_standard_error(moments: Moments, v_rep: FloatArray, grain: float = 0.0) -> FloatArray:
+def row_standard_error(moments: Moments, v_rep: FloatArray, grain: FloatArray | float = 0.0) -> FloatArray:
     r"""Row interval: :math:`se_a = \sqrt{\max(2 S_{aa} + v_{rep,a},\; S^{(1)}_{aa})}`.
 
     The factor 2 stands for the training set, which resampled rows do not show. The floor is needed because averaging over repeats shrinks S

@@ -16,7 +16,8 @@ from tests.studies.small import cells, numbers, small_study
 import counterpoise
 from counterpoise.groups import Groups
 from counterpoise.report._view import StudyView
-from counterpoise.studies import Study, TrainingKit, _study
+from counterpoise.studies import Learner, Study, TrainingKit, _study
+from counterpoise.studies._learners import BUILT_IN as LEARNERS
 from counterpoise.studies._page import TITLES, study_view
 from counterpoise.studies._verdicts import Verdict, Verdicts
 
@@ -279,15 +280,34 @@ def test_a_training_loop_has_its_page(tmp_path: Path) -> None:
     assert "my &lt;loop&gt;" in page and "loop without a remedy" in page
 
 
+def _short_net(task: str, params: dict[str, Any], seed: int, **options: Any) -> Any:
+    return LEARNERS["mlp"].build(task, {"lr": 0.01, "weight_decay": 0.0}, seed, **options | {"max_steps": 40})
+
+
 def test_two_columns_of_groups_are_crossed_and_dependence_is_judged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    table = numbers(600, 240).with_columns(sex=rng.choice(np.array(["F", "M"]), 600), city=rng.choice(np.array(["Bergen", "Oslo"]), 600))
-    study = small_study(table, target="y", groups=["sex", "city"], remedies=["weights"], folds=3, out=tmp_path)
-    assert [one.column for one in study_view(study).groups] == ["sex", "city", "sex x city"]
+    sex, city = rng.integers(0, 2, 600), rng.integers(0, 2, 600)
+    table = numbers(600, 240).with_columns(sex=np.array(["F", "M"])[sex], city=np.array(["Bergen", "Oslo"])[city])
+    label = np.where(0.6 * sex + rng.random(600) > 0.8, "yes", "no")
+    table = table.with_columns(x2=pl.Series(table["x2"].to_numpy() + 2.0 * sex), y=pl.Series(label))
+    net = Learner("net", _short_net, scale=True, takes_loss=True)
+    study = small_study(table, target="y", groups=["sex", "city"], learners=[net], remedies=["fair-penalty"], folds=2, placebo=False, out=tmp_path)
+    assert study.failed == [] and study.fairness_arms == [("net", "fair-penalty")]
     cells = study.groups["sex x city"]
-    assert cells.names[0] == "sex=F, city=Bergen" and cells.counts().sum() == 600
-    assert {verdict.group for verdict in study.verdicts("groups")} == {"sex", "city", "sex x city"}
-    judged = study.verdicts("dependence")
-    assert {verdict.metric for verdict in judged} == {"js_divergence"} and all(verdict.provisional for verdict in judged)
+    assert cells.names[0] == "sex=F, city=Bergen" and cells.counts().sum() == 480  # a fifth is locked away
+    view = study_view(study)
+    assert [(one.arm, one.column) for one in view.groups] == [
+        *(("Recommended arm", column) for column in ("sex", "city", "sex x city")),
+        ("net with fair-penalty", "sex x city"),
+    ]
+    worst = next(panel for panel in view.questions if panel.question == "groups")
+    assert {row.learner for row in worst.rows} == {f"net, by {column}" for column in study.groups}
+    judged = {verdict.arm: verdict for verdict in study.verdicts("dependence")}
+    assert judged["fair-penalty"].verdict == "helps" and judged["fair-penalty"].provisional
+    assert judged["fair-penalty"].sentence().startswith("fair-penalty lowers divergence between groups by 0.")
+    ranked = study.table("dependence")
+    assert ranked[0]["arm"] == "fair-penalty" and ranked[-1]["metric"]["dependence"] > 0.1
     page = text_of(study.report().read_text())
     assert "Dependence on the groups" in page and "sex=M, city=Oslo" in page and "neither recommends an arm" in page
+    opened = Study.open(tmp_path)
+    assert list(opened.groups) == ["sex", "city", "sex x city"]

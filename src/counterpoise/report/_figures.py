@@ -142,7 +142,7 @@ def forest_lines(rows: Sequence[Difference]) -> list[Difference | str]:
 def _forest_row(fig: Figure, ax: Axes, row: int, line: Difference, digits: int) -> None:
     marker, color, filled = mark_of(line.verdict)
     name = line.learner if line.is_placebo else line.arm
-    row_text(fig, ax, row, 14, shorten(name, 18))
+    row_text(fig, ax, row, 14, shorten(name, 22))
     known = np.isfinite([line.estimate, line.low, line.high]).all()
     if known:
         left, right = ax.get_xlim()

@@ -6,7 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-ABBREVIATIONS = {"auroc": "AUROC", "brier": "Brier score", "f1": "F1", "mae": "MAE", "r2": "R\N{SUPERSCRIPT TWO}", "rmse": "RMSE"}
+ABBREVIATIONS = {
+    "auroc": "AUROC",
+    "brier": "Brier score",
+    "f1": "F1",
+    "js_divergence": "divergence between groups, bits",
+    "mae": "MAE",
+    "r2": "R\N{SUPERSCRIPT TWO}",
+    "rmse": "RMSE",
+}
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 

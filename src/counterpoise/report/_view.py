@@ -199,10 +199,11 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class GroupsTable:
-    """Groups of one column. ``gap``: best minus worst recall among judged groups."""
+    """Groups of one column. ``gap``: best minus worst recall among judged groups. The page shows the note of the first table, below all."""
 
     column: str
     rows: tuple[GroupRow, ...]
+    arm: str = "Recommended arm"
     worst: float = NAN
     gap: float = NAN
     needed: int = 20  # positives a group needs to be judged

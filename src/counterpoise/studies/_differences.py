@@ -144,8 +144,8 @@ class Family:
     """All comparisons of one question: positive differences are better.
 
     ``baseline`` (A,) the metric of each one's baseline, ``moments`` of the differences over rows, ``cells`` (A, R, K) the differences in
-    each test fold, ``df`` degrees of freedom, ``claims`` (A,) which of them count as claims, ``grain`` the variance of one changed
-    decision per class (:func:`grain_of`).
+    each test fold, ``df`` degrees of freedom, ``claims`` (A,) which of them count as claims, ``grain`` (A,) the variance of one
+    changed decision per class (:func:`grain_of`).
     """
 
     members: list[Member]
@@ -155,7 +155,7 @@ class Family:
     cells: FloatArray
     df: int
     claims: BoolArray
-    grain: float
+    grain: FloatArray
 
 
 def family_of(
@@ -181,7 +181,7 @@ def family_of(
         cells=cells,
         df=_degrees_of_freedom(boards[0], question, task, part, columns),
         claims=np.array([member.arm not in SHOWN_ONLY for member in members], dtype=bool),
-        grain=grain_of(metric, boards[0], [rows for column in columns.values() for rows in column], cost),
+        grain=np.concatenate([np.full(len(board.arms) - 1, grain_of(metric, board, rows, cost)) for board, _, rows in views]),
     )
 
 

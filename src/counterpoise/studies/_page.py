@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,11 +114,15 @@ def difference_of(verdict: Verdict) -> view.Difference:
 def _panel(study: Study, question: str, verdicts: Sequence[Verdict]) -> view.QuestionPanel:
     metric = study.metrics[question]
     rows = sorted(verdicts, key=lambda verdict: verdict.arm == PLACEBO.name)  # the order as given, the placebo last
+    differences = [difference_of(verdict) for verdict in rows]
+    if len({verdict.group for verdict in rows}) > 1:  # a heading for each learner and column
+        pairs = zip(differences, rows, strict=True)
+        differences = [replace(line, arm=row.arm, learner=f"{row.learner}, by {row.group}") for line, row in pairs]
     return view.QuestionPanel(
         question=question,
         title=TITLES[question],
         metric=metric,
-        rows=tuple(difference_of(verdict) for verdict in rows),
+        rows=tuple(differences),
         rope=next((verdict.rope for verdict in verdicts if verdict.rope == verdict.rope), math.nan),
         unit=words(metric),
         note=NOTES.get(question, ""),
@@ -228,49 +233,43 @@ def _calibration(study: Study, learner: str, arm: str) -> view.Calibration | Non
 
 
 def _groups(study: Study, learner: str, arm: str) -> list[view.GroupsTable]:
+    """The groups of every column under the recommended arm, and all columns at once under an arm that was meant for them."""
     if study.problem.task == "regression" or not study.problem.groups:
         return []
-    decisions = study.decisions_of(learner, arm)
-    rows = study.splits.rows
-    classes = len(study.problem.schema.classes)
-    tables = []
-    for column, groups in study.groups.items():
-        table = group_table(study.problem.y[rows], decisions, groups, classes)
-        shares = _shares_of_gain(study, learner, arm, groups)
-        judged = [row for row in table if row["judged"]]
-        judged = judged if len(judged) > 1 else []  # one group alone is neither worst nor best
-        worst = min((row["recall"] for row in judged), default=math.nan)
-        tables.append(
-            view.GroupsTable(
-                column=column,
-                rows=tuple(
-                    view.GroupRow(
-                        name=row["group"],
-                        rows=row["rows"],
-                        positives=row["positives"],
-                        recall=row["recall"],
-                        recall_low=row["recall_low"],
-                        recall_high=row["recall_high"],
-                        chosen=row["chosen"],
-                        chosen_low=row["chosen_low"],
-                        chosen_high=row["chosen_high"],
-                        accuracy=row["accuracy"],
-                        judged=row["judged"],
-                        is_worst=row["judged"] and row["recall"] == worst,
-                        auroc_share=shares.get(row["group"], (math.nan, math.nan))[0],
-                        precision_share=shares.get(row["group"], (math.nan, math.nan))[1],
-                    )
-                    for row in table
-                ),
-                worst=worst,
-                gap=max((row["recall"] for row in judged), default=math.nan) - worst,
-                chosen=classes == 2,
-                shares=bool(shares),
-                note="The recommended arm, averaged over repeats; small print: 95 %, each group by itself."
-                + (SHARES_NOTE if shares else ""),
-            )
-        )
+    tables = [_groups_table(study, learner, arm, column) for column in study.groups]
+    for home, name in study.fairness_arms:
+        if (home, name) != (learner, arm):
+            table = _groups_table(study, home, name, list(study.groups)[-1])
+            tables.append(replace(table, arm=f"{home} with {name}", note=""))
     return tables
+
+
+def _groups_table(study: Study, learner: str, arm: str, column: str) -> view.GroupsTable:
+    groups, classes = study.groups[column], len(study.problem.schema.classes)
+    table = group_table(study.problem.y[study.splits.rows], study.decisions_of(learner, arm), groups, classes)
+    shares = _shares_of_gain(study, learner, arm, groups)
+    judged = [row for row in table if row["judged"]]
+    judged = judged if len(judged) > 1 else []  # one group alone is neither worst nor best
+    worst = min((row["recall"] for row in judged), default=math.nan)
+    taken = ("rows", "positives", "recall", "recall_low", "recall_high", "chosen", "chosen_low", "chosen_high", "accuracy", "judged")
+    return view.GroupsTable(
+        column=column,
+        rows=tuple(
+            view.GroupRow(
+                name=row["group"],
+                is_worst=row["judged"] and row["recall"] == worst,
+                auroc_share=shares.get(row["group"], (math.nan, math.nan))[0],
+                precision_share=shares.get(row["group"], (math.nan, math.nan))[1],
+                **{name: row[name] for name in taken},
+            )
+            for row in table
+        ),
+        worst=worst,
+        gap=max((row["recall"] for row in judged), default=math.nan) - worst,
+        chosen=classes == 2,
+        shares=bool(shares),
+        note="Averaged over repeats; small print: 95 %, each group by itself." + (SHARES_NOTE if shares else ""),
+    )
 
 
 def _shares_of_gain(study: Study, learner: str, arm: str, groups: Groups) -> dict[str, tuple[float, float]]:
@@ -330,7 +329,7 @@ def _undecided(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[
                 view.Undecided(
                     arm=verdict.arm,
                     learner=verdict.learner,
-                    question=question,
+                    question=f"{question}, by {verdict.group}" if verdict.group else question,
                     low=verdict.low,
                     high=verdict.high,
                     times=times,

@@ -343,7 +343,7 @@ def holdout_verdict(
     family = family_of([board], question, task=task, metric=metric, cost=cost)
     estimate = float(family.moments.estimate[0])
     identical = estimate == 0 and family.moments.S[0, 0] == 0
-    half = 0.0 if identical else bonferroni(1, family.df, level) * float(np.sqrt(max(family.moments.S[0, 0], family.grain)))
+    half = 0.0 if identical else bonferroni(1, family.df, level) * float(np.sqrt(max(family.moments.S[0, 0], family.grain[0])))
     low, high = estimate - half, estimate + half
     outcome = "confirmed" if low > 0 else "contradicted" if high < 0 else "not contradicted"
     sign = -1.0 if family.metric in LOWER_IS_BETTER else 1.0

@@ -23,7 +23,7 @@ from ._diagnosis import diagnose_problem
 from ._differences import Board, arm_values, metric_of, with_intersection
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner
-from ._metrics import FEW_POSITIVES, cell_metrics, decide, group_table
+from ._metrics import FEW_POSITIVES, LOWER_IS_BETTER, cell_metrics, decide, group_table
 from ._plan import QUESTIONS, Entry, entries_of, make_protocol
 from ._problem import Problem
 from ._recommendation import (
@@ -33,7 +33,7 @@ from ._recommendation import (
     holdout_verdict,
     recommend,
 )
-from ._remedies import BASELINE, HALF, PLACEBO, Remedy, as_remedies
+from ._remedies import BASELINE, HALF, PLACEBO, FairPenaltyRemedy, Remedy, as_remedies
 from ._remedies import BUILT_IN as REMEDIES
 from ._splits import Splits
 from ._store import Store, results_frame
@@ -61,7 +61,6 @@ __all__ = ["Study"]
 
 TIME_BLOCKS = 20  # stretches of a time series that count as independent
 HOLDOUT_FIT, FINAL_FIT = "hold-out fit", "final fit"  # names of random streams, in the place of a repeat
-_LOSSES = ("log_loss", "brier", "cost", "mae", "rmse")  # lower is better
 
 
 class Study:
@@ -402,7 +401,7 @@ class Study:
                     "seconds": own.get("seconds", float("nan")),
                 }
             )
-        lower = self.metrics[question] in _LOSSES
+        lower = self.metrics[question] in LOWER_IS_BETTER
         missing = float("inf")
         return sorted(rows, key=lambda row: row["metric"].get(question, missing) if lower else -row["metric"].get(question, -missing))
 
@@ -532,6 +531,12 @@ class Study:
         rows = self.splits.rows
         groups = {column: Groups(groups.ids[rows], groups.names, groups.kind) for column, groups in self.problem.groups.items()}
         return with_intersection(groups)
+
+    @property
+    def fairness_arms(self) -> list[tuple[str, str]]:
+        """(learner, arm) of those that hold predictions independent of the reported groups."""
+        keys = [(entry.learner.name, entry.remedy.name) for entry in self._entries if isinstance(entry.remedy, FairPenaltyRemedy)]
+        return [key for key in keys if key not in self._failures()]
 
     @property
     def files(self) -> dict[str, Path]:
@@ -966,7 +971,7 @@ class Study:
 
 def _gain(seen: HoldoutVerdict) -> dict[str, float]:
     """Baseline and difference on the hold-out; a difference is positive where the recommended arm is better."""
-    baseline = seen.value + seen.estimate if seen.metric in _LOSSES else seen.value - seen.estimate
+    baseline = seen.value + seen.estimate if seen.metric in LOWER_IS_BETTER else seen.value - seen.estimate
     return {"baseline": baseline, "gain": seen.estimate, "low": seen.low, "high": seen.high}
 
 
