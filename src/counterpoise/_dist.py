@@ -1,4 +1,4 @@
-"""Sums over processes, with gradients, and rows and objects of all processes; nothing where there is only one process."""
+"""Sums and rows over processes, with gradients, and objects of all processes; nothing where there is only one process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["all_gather_objects", "all_gather_rows", "all_reduce_mean_", "all_reduce_sum", "world_size"]
+__all__ = ["all_gather_objects", "all_gather_rows", "all_reduce_mean_", "all_reduce_sum", "gather_rows", "world_size"]
 
 BUCKET_BYTES = 25 * 2**20  # sent at once, as DistributedDataParallel does
 
@@ -88,6 +88,34 @@ def all_gather_rows(x: Tensor, group: Any = None) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(size)]
     dist.all_gather(parts, padded, group=group)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _GatherRows(torch.autograd.Function):
+    """All rows, on every process. Every rank's loss depends on them, so the gradients of all ranks are summed on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: int, group: Any) -> Tensor:
+        ctx.own, ctx.group = slice(first, first + len(x)), group
+        return all_gather_rows(x, group).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total[ctx.own], None, None
+
+
+def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
+    """The rows of ``x`` of every process of ``group``, one after the other, differentiable, and where those of this process begin.
+
+    Processes may have different numbers of rows. ``(x, 0)`` where there is one process.
+    """
+    if world_size(group) == 1:
+        return x, 0
+    counts = all_gather_rows(torch.tensor([len(x)], device=x.device), group).tolist()
+    first = sum(counts[: dist.get_rank(group)])
+    rows: Tensor = _GatherRows.apply(x, first, group)  # type: ignore[no-untyped-call]
+    return rows, first
 
 
 def all_gather_objects(x: Any, group: Any = None) -> list[Any]:

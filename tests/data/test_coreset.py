@@ -169,6 +169,24 @@ def test_rows_that_are_not_finite() -> None:
         MiniBatchCoreset(36, SIZES)(features, sources)
 
 
+def test_rows_whose_squares_overflow_do_not_stay_in_the_history() -> None:
+    """Of an infinite average of squares every later step would be 0."""
+    features, sources = pool()
+    other = int((sources == 0).nonzero()[0])
+    features[other, 0] = 1e30
+    coreset = MiniBatchCoreset(18, SIZES)
+    with pytest.warns(UserWarning, match=rf"not finite are not picked: {other}\."):
+        chosen = coreset(features, sources)
+    assert other not in chosen.tolist() and coreset.state_dict()["v"].isfinite().all()
+    assert other in MiniBatchCoreset(18, SIZES, normalize=None)(features, sources).tolist()
+
+
+def test_a_source_without_examples_is_none() -> None:
+    features, sources = pool()
+    with pytest.raises(InputError, match="sources: got '1'; expected sources with examples in source_sizes: 0, 2, 3"):
+        MiniBatchCoreset(18, [700, 0, 60, 30])(features, sources)
+
+
 def test_the_random_state_and_the_features_are_left_alone() -> None:
     features, sources = pool(counts=(5, 0, 30, 2))
     copied, before = features.clone(), torch.get_rng_state()
@@ -215,7 +233,7 @@ def test_bad_options(options: dict[str, Any], said: str) -> None:
         ({"features": [[1.0]]}, "features: got 'list'"),
         ({"sources": torch.zeros(35, dtype=torch.int64)}, "sources: got 35 sources for 36 rows"),
         ({"sources": ["a"] * 36}, "Groups.from_labels"),
-        ({"sources": torch.full((36,), 9)}, "sources: got '9'; expected sources that are in source_sizes: 0, 1, 2, 3"),
+        ({"sources": torch.full((36,), 9)}, "sources: got '9'; expected sources with examples in source_sizes: 0, 1, 2, 3"),
         ({"normalize": "optimizer"}, "history: got None; expected that of the optimizer"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import sklearn
 import torch
 from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
-from sklearn.model_selection import KFold, cross_val_score
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from counterpoise._errors import InputError
 from counterpoise.data import ProtectedAttributeEncoder
 from counterpoise.engines import FairPenaltyClassifier, FairPenaltyRegressor, calibrate_penalty
-from counterpoise.engines._calibrate import NO_DEPENDENCE, _choose, poisson_rps
+from counterpoise.engines._calibrate import NO_DEPENDENCE, _choose, _Fit, _p_value, poisson_rps
 from counterpoise.losses import DistanceCovariancePenalty
 from counterpoise.metrics import jensen_shannon_by_group
 
@@ -159,6 +159,22 @@ def test_a_constant_attribute_is_said_once() -> None:
     assert len(seen) == 1
 
 
+def test_the_penalty_is_of_batches_alone(monkeypatch) -> None:
+    """Of all rows it may take n x n numbers."""
+    X, y, _ = gerrymandered(300)
+    seen: list[int] = []
+    forward = DistanceCovariancePenalty.forward
+
+    def counting(self, predictions, attributes):
+        seen.append(len(predictions))
+        return forward(self, predictions, attributes)
+
+    monkeypatch.setattr(DistanceCovariancePenalty, "forward", counting)
+    two_numbers = {"age": np.random.default_rng(0).normal(size=300), "income": np.random.default_rng(1).normal(size=300)}
+    FairPenaltyClassifier((), lam=1, batch_size=50, max_steps=3, random_state=0).fit(X, y, attributes=two_numbers)
+    assert seen == [50, 50, 50]
+
+
 def test_poisson_targets() -> None:
     with pytest.raises(InputError, match=r"y: got targets in \[-1, 2\]"):
         FairPenaltyRegressor(loss="poisson").fit(np.zeros((2, 1)), [-1, 2])
@@ -173,13 +189,13 @@ def test_poisson_targets() -> None:
 def path():
     X, y, attributes = gerrymandered(600)
     model = FairPenaltyClassifier(**LINEAR)
-    return calibrate_penalty(model, X, y, pd.DataFrame(attributes), [0.3, 0.03, 1.0], cv=KFold(3, shuffle=True, random_state=0))
+    return calibrate_penalty(model, X, y, pd.DataFrame(attributes), [0.3, 0.03, 1.0], cv=KFold(2, shuffle=True, random_state=0))
 
 
 def test_a_path_starts_without_penalty_and_trades_loss_for_divergence(path) -> None:
     assert path.strength.tolist() == [0, 0.03, 0.3, 1] and path.lam[0] == 0
     np.testing.assert_allclose(path.lam * path.psi[:, 0].mean(), path.strength)
-    assert path.jsd.shape == path.cost.shape == path.psi.shape == (3, 4)
+    assert path.jsd.shape == path.cost.shape == path.psi.shape == (2, 4)
     assert (np.diff(path.jsd.mean(0)) < 0).all() and path.cost.mean(0)[-1] > path.cost.mean(0)[0]
     assert path.best_lam == path.lam[path.selected] and "knee" in path.rule
     assert path.to_frame().height == 4 and "Brier score" in path.summary() and path.plot() is not None
@@ -188,7 +204,7 @@ def test_a_path_starts_without_penalty_and_trades_loss_for_divergence(path) -> N
 def test_the_unpenalized_column_is_that_of_the_model_itself(path) -> None:
     X, y, attributes = gerrymandered(600)
     cells = np.array(cells_of(attributes))
-    for fold, (train, test) in enumerate(KFold(3, shuffle=True, random_state=0).split(X)):
+    for fold, (train, test) in enumerate(KFold(2, shuffle=True, random_state=0).split(X)):
         p = FairPenaltyClassifier(**LINEAR).fit(X[train], y[train]).predict_proba(X[test])[:, 1]
         assert path.jsd[fold, 0] == pytest.approx(jensen_shannon_by_group(p, cells[test]))
         assert path.cost[fold, 0] == pytest.approx(np.mean((p - y[test]) ** 2))
@@ -203,17 +219,44 @@ def test_rules() -> None:
     assert _choose(np.array([0.1, 0.2]), np.array([0.0, 1.0]), None)[0] == 0
 
 
-def test_nothing_to_penalize() -> None:
+def test_what_attributes_have_among_themselves_is_no_unit_of_strength() -> None:
+    """The joint penalty of two copies of an attribute is there whatever the predictions are."""
+    X, y, attributes = gerrymandered(300)
+    model = FairPenaltyClassifier(**LINEAR | {"max_steps": 20}, penalty="jdcov")
+    path = calibrate_penalty(model, X, y, attributes | {"again": attributes["sex"]}, [0.5], cv=2)
+    of_attributes = []
+    for _, test in StratifiedKFold(2).split(X, y):
+        parts = [torch.from_numpy((values[test] == values[0]).astype(int)) for values in (*attributes.values(), attributes["sex"])]
+        of_attributes.append(DistanceCovariancePenalty("jdcov")(torch.zeros(len(test)), parts).item())
+    assert np.mean(of_attributes) > 3 * (path.psi[:, 0].mean() - np.mean(of_attributes)) > 0
+    assert path.lam[1] == pytest.approx(0.5 / (path.psi[:, 0].mean() - np.mean(of_attributes)), rel=1e-5)
+
+
+def test_what_is_there_by_chance_is_not_penalized() -> None:
+    """A penalty of the unpenalized model that is chance is no unit of strength: lam would be a large number, and buy nothing."""
     rng = np.random.default_rng(1)
     X, y = rng.normal(size=(90, 1)), rng.integers(2, size=90)
+    model = FairPenaltyClassifier((), max_steps=5, random_state=0)
+    nothing = above_0 = 0
     for seed in range(20):
-        found = calibrate_penalty(
-            FairPenaltyClassifier((), max_steps=5, random_state=0), X, y, np.random.default_rng(seed).integers(2, size=90), [1], cv=2
-        )
+        found = calibrate_penalty(model, X, y, np.random.default_rng(seed).integers(2, size=90), [1], cv=2)
+        above_0 += found.psi[:, 0].mean() > 0
         if found.rule == NO_DEPENDENCE:
+            nothing += 1
             assert found.best_lam == 0 and len(found.lam) == 1
-            return
-    raise AssertionError("unbiased estimates of independent columns are below 0 about half of the time")
+    assert nothing >= 18 and above_0 >= 3
+    assert calibrate_penalty(model, X, y, X[:, 0] > 0, [1], cv=2).best_lam > 0
+
+
+def test_p_values_of_independent_predictions_are_uniform() -> None:
+    rng = np.random.default_rng(0)
+
+    def fits(folds: int) -> list[_Fit]:
+        parts = [{"a": torch.from_numpy(rng.integers(3, size=30))} for _ in range(folds)]
+        return [_Fit(np.zeros(30), torch.from_numpy(rng.normal(size=(30, 1))), part, DistanceCovariancePenalty()) for part in parts]
+
+    p = np.array([_p_value(fits(2)) for _ in range(30)])
+    assert p.min() >= 1 / 40 and abs(p.mean() - 0.5) < 0.16 and (p <= 0.05).sum() <= 4
 
 
 def test_poisson_paths_score_counts() -> None:
@@ -234,10 +277,23 @@ def test_rps_by_hand() -> None:
     assert poisson_rps([2.5], [3])[0] == pytest.approx(((F - (np.arange(60) >= 3)) ** 2).sum())
 
 
-@pytest.mark.parametrize(("grid", "message"), [([0.0], "above 0"), ([-1.0, 1], "grid: got"), ([], "grid: got")])
+@pytest.mark.parametrize(
+    ("grid", "message"), [([0.0], "above 0"), ([-1.0, 1], "grid: got"), ([], "grid: got"), ("weak", "grid: got"), (["a"], "grid: got")]
+)
 def test_bad_grids(grid, message) -> None:
     with pytest.raises(InputError, match=message):
         calibrate_penalty(FairPenaltyClassifier(), np.zeros((8, 1)), np.arange(8) % 2, np.arange(8) % 2, grid)
+
+
+def test_bad_folds_and_weights() -> None:
+    X, y = np.arange(24.0)[:, None], np.r_[np.zeros(12), np.ones(8), np.full(4, 2)].astype(int)
+    model = FairPenaltyClassifier((), max_steps=2)
+    with pytest.raises(InputError, match="cv: got a split whose fold 0 trains on 2 of 3 classes; expected all classes in every fold"):
+        calibrate_penalty(model, X, y, y % 2, [1], cv=KFold(2))
+    with pytest.raises(InputError, match=r"sample_weight: got shape \(3,\); expected one weight for each row, shape \(24,\)"):
+        calibrate_penalty(model, X, y, y % 2, [1], cv=2, sample_weight=np.ones(3))
+    with pytest.raises(InputError, match="X: got 3 rows; expected at least 4 with a penalty"):
+        FairPenaltyClassifier(lam=1).fit(X[:3], [0, 1, 0], attributes=[0, 1, 1])
 
 
 def test_only_penalized_estimators_are_calibrated() -> None:

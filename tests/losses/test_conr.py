@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from counterpoise._errors import InputError
 from counterpoise.losses import ConRLoss
+from tests.processes import in_processes
 
 N, D = 12, 5
 
@@ -272,7 +273,7 @@ def one_process(rank: int, folder: str) -> None:
 
 
 def test_processes_compare_all_rows(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
+    in_processes(one_process, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     z, y, p, h = problem()
     value, grad = gradient(ConRLoss(2.0), z, y, p, h)

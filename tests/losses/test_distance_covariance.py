@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
 
 from counterpoise._errors import InputError
 from counterpoise.losses import DistanceCovariancePenalty, distance_covariance, joint_distance_covariance
+from counterpoise.losses._distances import Attribute, variance
+from tests.processes import in_processes
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-14}
 
@@ -199,6 +203,41 @@ def test_equal_variances_are_equal() -> None:
     torch.testing.assert_close(penalty(y, 1000 * z), penalty(y, z))
 
 
+@pytest.mark.parametrize("kind", ["ccdcov", "jdcov", "dcov_sum"])
+@pytest.mark.parametrize("method", ["auto", "dense"])
+def test_a_level_of_one_row_has_no_variance_to_divide_by(kind, method) -> None:
+    """Centering leaves rounding errors of it, which would become as large as everything else."""
+    y, z, codes = rows(128)
+    lonely = torch.zeros(128, dtype=torch.int64)
+    lonely[5] = 1
+    for scale in (None, "equal_dvar"):
+        penalty = DistanceCovariancePenalty(kind, scale=scale, method=method)
+        for alone in (lonely, 0.1 + 0.1 * lonely.double(), torch.stack([lonely, 3 * lonely], dim=1).double()):
+            found = value_and_gradients(lambda y, p=penalty, a=alone: p(y, [a]), y)
+            torch.testing.assert_close(found[0], torch.zeros_like(found[0]), rtol=0, atol=1e-12)
+            torch.testing.assert_close(found[1][0], torch.zeros_like(y), rtol=0, atol=1e-12)
+        together, without = (value_and_gradients(lambda y, p=penalty, a=a: p(y, a), y) for a in ([lonely, codes, z], [codes, z]))
+        if scale == "equal_dvar" or kind != "ccdcov":  # side by side the distances of all add up, also those of one row
+            torch.testing.assert_close(together, without, **CLOSE)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e9])
+def test_variances_beside_a_number_far_away(far) -> None:
+    """It is centered away. Of squares of the distances to it, few digits or none would be left of the others."""
+    z = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z[3] = far
+    exact = z.numpy().astype(np.longdouble)
+    A = np.abs(exact[:, None] - exact)
+    U = A.sum(1)[:, None] / 98 + A.sum(0) / 98 - A - A.sum() / (99 * 98)
+    np.fill_diagonal(U, 0)
+    expected = float((U**2).sum() / (100 * 97))
+    assert variance(Attribute(z[:, None]), unbiased=True).item() == pytest.approx(expected, rel=1e-6)
+    y = torch.linspace(0, 1, 100, dtype=torch.float64)
+    unscaled = DistanceCovariancePenalty("ccdcov", method="dense")(y, z)
+    scaled = DistanceCovariancePenalty("ccdcov", scale="equal_dvar", method="dense")(y, z)
+    torch.testing.assert_close(scaled, unscaled / expected**0.5, rtol=1e-5, atol=1e-8)
+
+
 def test_intersections_are_seen_by_the_joint_kinds_only() -> None:
     a, b = torch.tensor([0, 0, 1, 1]).repeat(100), torch.tensor([0, 1, 0, 1]).repeat(100)
     g = torch.Generator().manual_seed(0)
@@ -235,8 +274,9 @@ def test_constants_contribute_0(kind) -> None:
         assert value.item() == 0.0
     else:
         torch.testing.assert_close(value.double(), joint_distance_covariance(torch.nn.functional.one_hot(codes), z), rtol=1e-5, atol=0)
-    with pytest.warns(UserWarning, match=r"attributes\['where'\] has a single value"):
+    with pytest.warns(UserWarning, match=r"attributes\['where'\] has a single value") as seen:
         constant = penalty(y, {"sex": codes, "where": torch.zeros(30)})
+    assert seen[0].filename == __file__
     torch.testing.assert_close(constant, penalty(y, {"sex": codes}))
     with pytest.warns(UserWarning, match="single value"):
         assert penalty(y, torch.ones(30, dtype=torch.int64)).item() == 0.0
@@ -248,24 +288,37 @@ def test_equal_rows_of_several_numbers_have_finite_gradients() -> None:
     assert torch.isfinite(x.grad).all()
 
 
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Watches how many numbers the largest tensor has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
 def test_memory_stays_with_the_block() -> None:
-    n = 3000
+    n = 1500
     g = torch.Generator().manual_seed(0)
     y, z = torch.rand(n, generator=g), torch.rand(n, 2, generator=g)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                largest = max(largest, out.numel())
-            return out
-
-    with Watch():
+    with Largest() as largest:
         bounded = DistanceCovariancePenalty(block_size=50)(y, z)
-    assert largest <= 50 * n
+    assert n < largest.numbers <= 50 * n
     torch.testing.assert_close(bounded, DistanceCovariancePenalty()(y, z))
+
+
+def test_attributes_can_be_looked_at_without_their_distances() -> None:
+    penalty = DistanceCovariancePenalty(scale="equal_dvar")
+    with Largest() as largest, pytest.warns(UserWarning, match=r"attributes\[1\] has a single value") as seen:
+        penalty.check_attributes([torch.rand(1000, 2), torch.zeros(1000)], 1000)
+    assert largest.numbers <= 2000 and seen[0].filename == __file__
+    with pytest.raises(InputError, match="NaN or infinity in attributes"):
+        penalty.check_attributes(torch.full((5,), float("nan")), 5)
+    with pytest.raises(InputError, match=r"attributes: got shape \(5,\); expected shape \(6,\)"):
+        penalty.check_attributes(torch.zeros(5), 6)
 
 
 def test_compiles_to_the_same_numbers() -> None:
@@ -273,6 +326,83 @@ def test_compiles_to_the_same_numbers() -> None:
     loss = DistanceCovariancePenalty()
     found = [value_and_gradients(lambda y, f=f: f(y, [codes, z]), y) for f in (loss, torch.compile(loss, backend="eager"))]
     torch.testing.assert_close(found[1], found[0])
+
+
+# ---- several processes ------------------------------------------------------------------------------------------------------------------
+
+SHARES = (21, 2)  # rows of the two processes, of which one has too few for a penalty of its own
+PENALTIES = {
+    "ccdcov": {"kind": "ccdcov"},
+    "jdcov": {"kind": "jdcov", "c": 0.5},
+    "dcov_sum": {"kind": "dcov_sum"},
+    "dense": {"kind": "jdcov", "method": "dense", "block_size": 5},
+    "biased": {"kind": "ccdcov", "unbiased": False, "scale": "equal_dvar"},
+}
+
+
+def shared() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Inputs (n, 2), targets, and attributes of all kinds."""
+    y, z, codes = rows(sum(SHARES))
+    attributes = {"codes": codes, "yes": codes > 0, "age": z, "place": torch.stack([y.round(), z.round()], dim=1)}
+    return torch.stack([y, z], dim=1), (y > 0).double(), attributes
+
+
+def penalized(part: slice, model: torch.nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """One step's loss and penalty on some rows, with the gradients in the predictions and in the parameters."""
+    x, targets, attributes = shared()
+    predictions = model(x[part]).squeeze(1).sigmoid()
+    predictions.retain_grad()
+    psi = DistanceCovariancePenalty(**options)(predictions, {name: values[part] for name, values in attributes.items()})
+    weight = len(targets[part]) / len(targets) * (1 if part == slice(None) else 2)  # so that a mean over processes is one over rows
+    (weight * torch.nn.functional.binary_cross_entropy(predictions, targets[part]) + 3 * psi).backward()
+    return {"psi": psi.detach(), "grad": predictions.grad, "parameters": torch.cat([p.grad.flatten() for p in model.parameters()])}
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+
+
+def one_process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    part = slice(0, SHARES[0]) if rank == 0 else slice(SHARES[0], None)
+    found: dict[str, Any] = {}
+    for name, options in PENALTIES.items():
+        found[name] = penalized(part, torch.nn.parallel.DistributedDataParallel(network()), options | {"gather": True})
+    try:  # on both: none is left waiting for the other
+        DistanceCovariancePenalty(gather=True)(torch.full((3,), float("nan") if rank else 0.5), torch.zeros(3))
+    except InputError as error:
+        found["error"] = str(error)
+    if rank == 0:
+        found["alone"] = penalized(part, network(), {})
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_penalize_the_rows_of_all(tmp_path) -> None:
+    in_processes(one_process, str(tmp_path))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, options in PENALTIES.items():
+        whole = penalized(slice(None), network(), options)
+        parts = [part[name] for part in found]
+        for part in parts:
+            torch.testing.assert_close(part["psi"], whole["psi"], rtol=1e-12, atol=1e-15)
+            torch.testing.assert_close(part["parameters"], whole["parameters"], rtol=1e-10, atol=1e-14)  # DDP's mean
+        torch.testing.assert_close(torch.cat([part["grad"] for part in parts]) / 2, whole["grad"], rtol=1e-10, atol=1e-14)
+    assert all("NaN or infinity in predictions" in part["error"] for part in found)
+    rows_of_one = penalized(slice(0, SHARES[0]), network(), {})
+    torch.testing.assert_close(found[0]["alone"]["psi"], rows_of_one["psi"])
+    assert rows_of_one["psi"] != found[0]["ccdcov"]["psi"]
+
+
+def test_gathering_is_nothing_in_one_process() -> None:
+    y, z, codes = rows(30)
+    found = [value_and_gradients(lambda y, g=gather: DistanceCovariancePenalty(gather=g)(y, [codes, z]), y) for gather in (False, True)]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert repr(DistanceCovariancePenalty(gather=True)).endswith("method='auto', gather=True)")
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -82,7 +82,8 @@ class MiniBatchCoreset:
         than b of them, b are drawn at random, from every such source first.
     normalize : {"adam", "optimizer", None}, default "adam"
         Compare steps of Adam with a history of the selector's own (decay .9 and .999, as Adam's defaults), with that of the training's
-        optimizer (pass ``history`` in every call), or the features as they are. "optimizer" needs features that are gradients.
+        optimizer (pass ``history`` in every call), or the features as they are. "optimizer" needs features that are gradients, on the
+        scale of those that it sees: where these are clipped or scaled, take "adam".
     top_dims : int or None, default 2560
         h, coordinates that are compared within a source (the paper's, 0.7 % of its layer); None: all.
     metric : {"l1", "euclidean", "cosine"}, default "l1"
@@ -158,8 +159,8 @@ class MiniBatchCoreset:
         Parameters
         ----------
         features : Tensor, shape (L, d)
-            One row per example, as of :func:`counterpoise.diagnostics.gradient_features`. A row that is not finite is never picked; a
-            warning names it. Rows of small sources are not looked at.
+            One row per example, as of :func:`counterpoise.diagnostics.gradient_features`. A row that is not finite, or for Adam whose
+            squares are not, is never picked; a warning names it. Rows of small sources are not looked at.
         sources : int Tensor, array or list, shape (L,)
             Source of each example.
         history : AdamHistory, optional
@@ -180,7 +181,8 @@ class MiniBatchCoreset:
         past = self._past(history, g)
         kept = self._kept(ids)
         rest = np.flatnonzero(~np.isin(ids, list(self.small))) if len(kept) < self.budget else np.empty(0, dtype=np.int64)
-        finite = g[torch.from_numpy(rest).to(g.device)].isfinite().all(dim=1).cpu().numpy()
+        looked_at = g[torch.from_numpy(rest).to(g.device)]
+        finite = (looked_at if self.normalize is None else looked_at.square()).isfinite().all(dim=1).cpu().numpy()
         usable, skipped = rest[finite], rest[~finite].tolist()
         wanted = self.budget - len(kept)
         if wanted > len(usable):
@@ -259,8 +261,10 @@ class MiniBatchCoreset:
             bad_input("sources", f"{len(ids)} sources for {pool} rows of features", "one source for each row")
         if self.budget > pool:
             bad_input("budget", self.budget, f"at most {pool}, the examples of this pool", "Leave out the last, smaller pool of an epoch.")
-        if self.source_sizes is not None and (unknown := sorted(set(ids.tolist()) - set(self.source_sizes))):
-            bad_input("sources", f"{listing(unknown)}", f"sources that are in source_sizes: {listing(self.source_sizes)}")
+        if self.source_sizes is not None:
+            known = [source for source, size in self.source_sizes.items() if size]
+            if unknown := sorted(set(ids.tolist()) - set(known)):
+                bad_input("sources", f"{listing(unknown)}", f"sources with examples in source_sizes: {listing(known)}")
         return single(features.detach()), ids
 
     def _past(self, history: AdamHistory | None, g: Tensor) -> AdamHistory:

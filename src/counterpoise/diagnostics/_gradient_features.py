@@ -14,18 +14,33 @@ within about :math:`1/\sqrt{m}`; at a linear layer near the output the gradients
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from counterpoise._errors import InputError, bad_input, check_choice, check_range
-from counterpoise._pergrad import FAILURES, Job, ParameterSpace, directional, exact_backends, untouched
+from counterpoise._pergrad import (
+    FAILURES,
+    Job,
+    ParameterSpace,
+    directional,
+    exact_backends,
+    kind_of_batch,
+    random_states,
+    remembered,
+    untouched,
+)
 from counterpoise._pergrad._engines import _vectorized, _Whole
+from counterpoise._precision import HALF, single
 
 from ._probe import _checked, size_of
+from ._replayed import Prefix
 from ._sketching import unwrapped
 
 __all__ = ["gradient_features"]
@@ -64,13 +79,16 @@ def gradient_features(
         ============== ===================== =================================================================================
         method         features              cost beside one forward pass of the model without gradients
         ============== ===================== =================================================================================
-        "last-layer"   exact gradients       backward through what follows the layer, which must be an ``nn.Linear`` that is
-                                             called once; nothing below it is kept in memory
+        "last-layer"   exact gradients       backward through what follows the layer; nothing below it is kept in memory. The layer
+                                             is an ``nn.Linear`` that is called once and shares no weight with others, or something
+                                             whose trainable parameters are all in such ones (a projection with LoRA)
         "exact"        exact gradients       vectorized backward (``torch.func``), for any layer whose model torch can transform
-        "jvp"          exact derivatives     one forward-mode pass for each direction
-        "spsa"         differences           two forward passes for each direction, :math:`\epsilon` = 1e-3
+        "jvp"          exact derivatives     one forward-mode pass for each direction, from the layer on
+        "spsa"         differences           2 m - 1 forward passes from the layer on, :math:`\epsilon` = 1e-3
         ============== ===================== =================================================================================
-        The paper's is "spsa" with one direction. The default is another one, since it is exact and cheaper at a head.
+        From the layer on: modules that are called once and left before the layer begins run in the first pass only. The first call for a
+        model makes one pass more, to see that the others give the same without them; where they do not, everything runs in every pass. The
+        paper's is "spsa" with one direction. The default is another one, since it is exact and costs less at a layer near the output.
     directions : int, default 1
         m, for "jvp" and "spsa". With 1 the rows are :math:`\hat g_i` (L, P), all on one line; with more they are the m derivatives. Take at
         least 16.
@@ -85,8 +103,8 @@ def gradient_features(
     Raises
     ------
     InputError
-        If the layer is not in the model, has no trainable parameters or is not one that the method can treat; if there is not one loss per
-        example; or ``directions`` is given to an exact method.
+        If the layer is not in the model, has no trainable parameters or is not one that the method can treat (such as a head that shares
+        its weight with an embedding); if there is not one loss per example, of it alone; or ``directions`` is given to an exact method.
 
     Examples
     --------
@@ -112,7 +130,7 @@ def gradient_features(
     if not own:
         bad_input("layer", name or type(model).__name__, "a layer with trainable parameters")
     n = size_of(batch)
-    with untouched(model, evaluate=True):
+    with untouched(model, evaluate=True), torch.inference_mode(False):
         if method == "last-layer":
             return _at_linear(model, chosen, name, loss_per_example, batch, n)
         space = ParameterSpace([f"{name}.{part}" if name else part for part, _ in own], [parameter for _, parameter in own])
@@ -120,13 +138,14 @@ def gradient_features(
         if method == "exact":
             with _transformed(method):
                 return _exact(job)
+        passes = _Passes(job, loss_per_example)
         found = []
         for z in _directions(space, directions, generator):
             if method == "spsa":
-                along = _difference(job, z)
+                along = (passes.losses(z, EPSILON) - passes.losses(z, -EPSILON)) / (2 * EPSILON)
             else:
-                with _transformed(method), exact_backends(forward_mode=True):
-                    along = directional(job, z)
+                with _transformed(method):
+                    along = passes.derivatives(z, repeated=directions > 1)
             found.append(along.to(space.dtype))
         return found[0][:, None] * z if directions == 1 else torch.stack(found, dim=1)
 
@@ -170,39 +189,97 @@ def _directions(space: ParameterSpace, count: int, generator: torch.Generator | 
         yield torch.randn(space.total, generator=generator, dtype=space.dtype, device=generator.device).to(space.device)
 
 
+class _Call(NamedTuple):
+    """What one linear layer was called with; ``output`` is where the graph begins, or goes through."""
+
+    x: Tensor
+    given: Tensor
+    output: Tensor
+
+
 def _at_linear(model: nn.Module, layer: nn.Module, name: str, losses: Losses, batch: Any, n: int) -> Tensor:
     """The layer's output starts the graph: what comes before runs without gradients. Then dL/dW is the product of two things known."""
-    if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:
-        bad_input("layer", type(layer).__name__, "an nn.Linear for method='last-layer'", "Use method='exact'.")
-    calls: list[tuple[Tensor, Tensor]] = []
+    linear = _trainable_linear(model, layer, name)
+    calls: dict[nn.Module, list[_Call]] = {part: [] for part in linear}
 
-    def start_here(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def start_here(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         torch.set_grad_enabled(True)  # until no_grad ends
-        start = output.detach().requires_grad_()
-        calls.append(((args[0] if args else kwargs["input"]).detach(), start))
-        return start
+        start = output if output.requires_grad else output.detach().requires_grad_()
+        calls[part].append(_Call((args[0] if args else kwargs["input"]).detach(), output.detach(), start))
+        return start.clone()  # which a layer that works in place may change
 
-    handle = layer.register_forward_hook(start_here, with_kwargs=True)
+    handles = [part.register_forward_hook(start_here, with_kwargs=True) for part in linear]
     try:
         with torch.no_grad(), exact_backends():
             values = _checked(losses(model, batch), n, "loss_per_example")
     finally:
-        handle.remove()
-    if len(calls) != 1:
-        bad_input(
-            "layer", f"{name or type(layer).__name__}, called {len(calls)} times", "a layer that is called once", "Use method='exact'."
-        )
-    x, output = calls[0]
+        for handle in handles:
+            handle.remove()
+    for part, where in linear.items():
+        if len(calls[part]) != 1:
+            bad_input("layer", f"{where}, called {len(calls[part])} times", "a layer that is called once", "Use method='exact'.")
+        if (shape := calls[part][0].x.shape)[0] != n or len(shape) < 2:
+            bad_input("layer", f"an input of shape {tuple(shape)}", f"the {n} examples first", "Use method='exact'.")
+    found = {part: calls[part][0] for part in linear}
     if not values.requires_grad:
         bad_input("loss_per_example", "losses that do not follow from the layer", "losses with a gradient", "Is a part under no_grad?")
-    if x.ndim < 2 or x.shape[0] != n:
-        bad_input("layer", f"an input of shape {tuple(x.shape)}", f"the {n} examples first", "Use method='exact'.")
     with torch.enable_grad():  # the caller may have disabled it
-        (grad,) = torch.autograd.grad(values.sum(), output)
-    half = x.dtype not in (torch.float32, torch.float64)
-    x, grad = (t.float() if half else t for t in (x.reshape(n, -1, x.shape[-1]), grad.reshape(n, -1, grad.shape[-1])))
-    rows = {"weight": torch.einsum("nto,nti->noi", grad, x).flatten(1), "bias": grad.sum(dim=1)}
-    return torch.cat([rows[part] for part, parameter in layer.named_parameters() if parameter.requires_grad], dim=1)
+        key = ("features", name, n, kind_of_batch(batch), _code_of(losses))
+        remembered(model, key, lambda: _check_linear(linear, found, values))
+        grads = torch.autograd.grad(values.sum(), [call.output for call in found.values()], allow_unused=True)
+    rows = []
+    for (part, call), grad in zip(found.items(), grads, strict=True):
+        x, g = call.x, torch.zeros_like(call.given) if grad is None else grad
+        half = x.dtype in HALF or g.dtype in HALF
+        x, g = (single(t) if half else t for t in (x.reshape(n, -1, x.shape[-1]), g.reshape(n, -1, g.shape[-1])))
+        own = {"weight": torch.einsum("nto,nti->noi", g, x).flatten(1), "bias": g.sum(dim=1)}
+        rows += [own[kind] for kind, parameter in part._parameters.items() if parameter is not None and parameter.requires_grad]
+    return torch.cat(rows, dim=1)
+
+
+def _trainable_linear(model: nn.Module, layer: nn.Module, name: str) -> dict[nn.Linear, str]:
+    """The linear layers that hold all trainable parameters of ``layer``, in their order, with their names."""
+    found: dict[nn.Linear, str] = {}
+    for inner, part in layer.named_modules(prefix=name):
+        if not any(p is not None and p.requires_grad for p in part._parameters.values()):
+            continue
+        if not isinstance(part, nn.Linear) or not set(part._parameters) <= {"weight", "bias"} or "weight" not in part._parameters:
+            what = type(layer).__name__ + ("" if part is layer else f" with a trainable {type(part).__name__}")
+            bad_input("layer", what, "an nn.Linear for method='last-layer'", "Use method='exact'.")
+        found[part] = inner or type(part).__name__
+    # The output of a layer does not know of another use of its weight, such as that of an embedding which is tied to the head.
+    own = {id(parameter): inner for part, inner in found.items() for parameter in part.parameters() if parameter.requires_grad}
+    for other, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if id(parameter) in own and module not in found:
+                shared = f"{own[id(parameter)]}, whose weight is also that of {other}"
+                bad_input("layer", shared, "a layer with a weight of its own", "Use method='exact'.")
+    return found
+
+
+def _check_linear(linear: dict[nn.Linear, str], calls: dict[nn.Linear, _Call], values: Tensor) -> None:
+    """That the layers do what their type says, and that the first dimension of their outputs is that of the examples."""
+    alone = torch.autograd.grad(values[0], [calls[part].output for part in linear], retain_graph=True, allow_unused=True)
+    for (part, name), grad in zip(linear.items(), alone, strict=True):
+        x, given = calls[part].x, calls[part].given
+        # Another forward, an adapter or a hook of its own: then the gradient is another product.
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            wide = x.dtype if x.dtype == torch.float64 else torch.float32
+            expected = F.linear(x.to(wide), part.weight.to(wide), None if part.bias is None else part.bias.to(wide))
+            off = float((expected - given).abs().max()) if expected.shape == given.shape else math.inf
+        tolerance = 0.05 if {x.dtype, given.dtype, part.weight.dtype} & set(HALF) else 1e-2
+        if not off <= tolerance * float(expected.abs().max()) and bool(expected.isfinite().all()):
+            bad_input("layer", f"{name}, whose output is not that of a linear layer", "an nn.Linear without hooks", "Use method='exact'.")
+        if grad is not None and bool((grad[1:] != 0).any()):
+            bad_input(
+                "loss_per_example", "a loss that depends on several examples", "one of each example alone, which come first in every layer",
+                f"The input of {name} has shape {tuple(x.shape)}; method='exact' takes any order.",
+            )  # fmt: skip
+
+
+def _code_of(losses: Losses) -> Any:
+    """What a function does, whichever time it was defined: what was found out with another one does not hold for it."""
+    return getattr(losses, "__code__", type(losses))
 
 
 def _exact(job: Job) -> Tensor:
@@ -215,19 +292,65 @@ def _exact(job: Job) -> Tensor:
     return rows
 
 
-@torch.no_grad()
-def _difference(job: Job, z: Tensor) -> Tensor:
-    """(L,) central differences of the losses along z. The parameters themselves are not moved."""
-    whole = _Whole(job.model, job.run)
-    (batch,), (n,) = job.batches, job.sizes
+class _Passes:
+    """Passes over the batch with the layer's parameters moved, all from the same random state. The parameters themselves stay.
 
-    def losses(step: float) -> Tensor:
+    What comes before the layer runs once, unless a pass without it does not give the same numbers, to the last bit.
+    """
+
+    def __init__(self, job: Job, losses: Losses) -> None:
+        self._job = job
+        self._whole = _Whole(job.model, job.run)
+        self._prefix: Prefix | None = None  # None before the first pass
+        self._code = _code_of(losses)
+        self._devices = [job.space.device.index or 0] if job.space.device.type == "cuda" else []
+
+    def losses(self, z: Tensor, step: float) -> Tensor:
+        """(L,) losses at the parameters plus ``step`` times z."""
+        if self._prefix is not None:
+            with self._prefix.replayed():
+                return self._losses(z, step)
+        prefix = Prefix(self._job.model, self._job.space.tensors)
+        with prefix.recorded():
+            found = self._losses(z, step)
+        self._prefix = self._trusted(prefix, z, -step)
+        return found
+
+    def derivatives(self, z: Tensor, repeated: bool) -> Tensor:
+        """(L,) inner products of the examples' gradients with z; ``repeated``: there will be other directions."""
+        if self._prefix is None:
+            prefix = Prefix(self._job.model, self._job.space.tensors)
+            if repeated:
+                with prefix.recorded():
+                    self._losses(z, 0.0)
+                prefix = self._trusted(prefix, z, EPSILON)
+            self._prefix = prefix
+        with self._prefix.replayed(), random_states(self._devices), exact_backends(forward_mode=True):
+            return directional(self._job, z)
+
+    @torch.no_grad()
+    def _losses(self, z: Tensor, step: float) -> Tensor:
+        space = self._job.space
         moved = {
             f"model.{name}": p + step * z[place].reshape(p.shape).to(p.dtype)
-            for name, p, place in zip(job.space.names, job.space.tensors, job.space.slices, strict=True)
+            for name, p, place in zip(space.names, space.tensors, space.slices, strict=True)
         }
-        found: Tensor = torch.func.functional_call(whole, moved, (batch, n))
+        with random_states(self._devices), exact_backends():
+            found: Tensor = torch.func.functional_call(self._whole, moved, (self._job.batches[0], self._job.sizes[0]))
         return found.double()
 
-    with exact_backends():
-        return (losses(EPSILON) - losses(-EPSILON)) / (2 * EPSILON)
+    def _trusted(self, prefix: Prefix, z: Tensor, step: float) -> Prefix:
+        """The prefix, or an empty one. A model that was found to give the same numbers is not asked again while it is as it is."""
+
+        def same() -> bool:
+            try:
+                with prefix.replayed():
+                    found = self._losses(z, step)
+            except (*FAILURES, LookupError):
+                return False
+            return torch.equal(found, self._losses(z, step))
+
+        kinds = tuple(leaf.dtype if isinstance(leaf, Tensor) else type(leaf) for leaf in tree_leaves(self._job.batches[0]))
+        if len(prefix) and not remembered(self._job.model, ("prefix", self._job.space.names, len(prefix), kinds, self._code), same):
+            prefix.forget()
+        return prefix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from scipy.special import pdtr
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing
+from torch import Tensor
 
 from counterpoise._errors import bad_input, check_range
+from counterpoise._seeding import generator
 from counterpoise.diagnostics._intersections import attribute_table, cells_of_attributes, encode_attributes
+from counterpoise.losses import DistanceCovariancePenalty
 from counterpoise.metrics._by_group import Densities
 
 from ._fair_penalty import _FairPenalty
@@ -30,7 +33,10 @@ __all__ = ["CalibrationPath", "calibrate_penalty", "poisson_rps"]
 Array = npt.NDArray[np.float64]
 
 BANDWIDTH = 0.15  # of the densities: as it is for probabilities, in standard deviations of the unpenalized predictions otherwise
-NO_DEPENDENCE = "The unpenalized predictions show no dependence: nothing to penalize."
+PERMUTATIONS = 39  # of held-out rows, that say how large a penalty is by chance
+MOST_ROWS = 2000  # of a fold, for that
+LEVEL = 0.05
+NO_DEPENDENCE = "The unpenalized predictions show no dependence beyond chance: nothing to penalize."
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +107,10 @@ def calibrate_penalty(
     r"""Fit a penalized estimator along a grid of strengths and choose one on held-out rows.
 
     ``lam`` has the scale of predictions and attributes, so the grid is in relative strengths: with :math:`\psi_0` the held-out penalty
-    of the model trained without it, strength g is :math:`\lambda = g / \psi_0`, a penalty that costs that model g in units of its loss.
-    0.03 to 3 covers weak to very strong. The hyper-parameters of the estimator stay as they are: tune them first, without a penalty.
+    of the model trained without it (beyond that of constant predictions, which a joint penalty has where attributes depend on each other),
+    strength g is :math:`\lambda = g / \psi_0`, a penalty that costs that model g in units of its loss. 0.03 to 3 covers weak to very
+    strong. Where :math:`\psi_0` is not above what permuted rows have (39 permutations, 5 %), there is no such unit and nothing to
+    penalize: the path ends with strength 0. The hyper-parameters of the estimator stay as they are: tune them first, without a penalty.
 
     Chosen is the smallest strength whose mean divergence is at most ``target_jsd`` (the largest of the grid if none is); without a target
     the knee of the front of loss against divergence: the point farthest below the line from no penalty to the strongest. Means over the
@@ -151,18 +159,20 @@ def calibrate_penalty(
         check_range("target_jsd", target_jsd, low=0.0, open_low=True)
     true = np.asarray(y)
     table = attribute_table(attributes, len(true))
+    if sample_weight is not None and np.shape(sample_weight) != (len(true),):
+        bad_input("sample_weight", f"shape {np.shape(sample_weight)}", f"one weight for each row, shape ({len(true)},)")
     folds = list(check_cv(cv, true, classifier=is_classifier(estimator)).split(X, true))
     task = _Task(estimator, X, true, table, sample_weight, cells_of_attributes(table), folds)
     plain = list(task.fits(0.0))
-    psi_0 = float(np.mean([psi for _, psi in plain]))
-    if not psi_0 > 0:
-        strength = strength[:1]
-    lam = strength / psi_0 if psi_0 > 0 else strength
+    psi_0 = float(np.mean([fit.psi() - fit.without_predictions().psi() for fit in plain]))
+    depends = psi_0 > 0 and _p_value(plain) <= LEVEL
+    strength = strength if depends else strength[:1]
+    lam = strength / psi_0 if depends else strength
     found = [plain, *(list(task.fits(value)) for value in lam[1:])]
-    width = BANDWIDTH if is_classifier(estimator) else BANDWIDTH * float(np.std(np.concatenate([p for p, _ in plain])))
-    scores = np.array([[(*task.scores(p, fold, width), psi) for (p, psi), fold in zip(run, folds, strict=True)] for run in found])
-    jsd, cost, psi = np.moveaxis(scores, (0, 1), (2, 1))
-    selected, rule = (0, NO_DEPENDENCE) if not psi_0 > 0 else _choose(jsd.mean(axis=0), cost.mean(axis=0), target_jsd)
+    width = BANDWIDTH if is_classifier(estimator) else BANDWIDTH * float(np.std(np.concatenate([fit.predictions for fit in plain])))
+    scores = [[(*task.scores(fit.predictions, fold, width), fit.psi()) for fit, fold in zip(run, folds, strict=True)] for run in found]
+    jsd, cost, psi = np.moveaxis(np.array(scores), (0, 1), (2, 1))
+    selected, rule = _choose(jsd.mean(axis=0), cost.mean(axis=0), target_jsd) if depends else (0, NO_DEPENDENCE)
     return CalibrationPath(strength, lam, jsd, cost, task.cost_name, psi, selected, rule, target_jsd)
 
 
@@ -181,6 +191,37 @@ def poisson_rps(mean: npt.ArrayLike, count: npt.ArrayLike) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
+class _Fit:
+    """Predictions of held-out rows, and what the penalty is made of: columns (n, m) and the attributes."""
+
+    predictions: Array
+    columns: Tensor
+    attributes: dict[Any, Tensor]
+    penalty: DistanceCovariancePenalty
+
+    def psi(self, order: npt.NDArray[np.int64] | None = None, rows: npt.NDArray[np.int64] | None = None) -> float:
+        """The penalty; or that of the predictions ``order`` beside the attributes of ``rows``."""
+        columns = self.columns if order is None else self.columns[torch.from_numpy(order)]
+        parts = self.attributes if rows is None else {name: part[torch.from_numpy(rows)] for name, part in self.attributes.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of attributes that are constant in a fold
+            return float(torch.stack([self.penalty(column, parts) for column in columns.unbind(dim=1)]).mean())
+
+    def without_predictions(self) -> _Fit:
+        return replace(self, columns=torch.zeros_like(self.columns))
+
+
+def _p_value(fits: Sequence[_Fit]) -> float:
+    """Share of permutations within the folds, the data among them, whose mean penalty is at least as large."""
+    rng = generator(0, "calibrate-penalty")
+    total = np.zeros(1 + PERMUTATIONS)
+    for fit in fits:
+        rows = rng.permutation(len(fit.columns))[:MOST_ROWS]
+        total += [fit.psi(rows, rows), *(fit.psi(rng.permutation(rows), rows) for _ in range(PERMUTATIONS))]
+    return float((total >= total[0] - 1e-12 * abs(total[0])).mean())
+
+
+@dataclass(frozen=True, eq=False)
 class _Task:
     estimator: Any
     X: Any
@@ -194,20 +235,25 @@ class _Task:
     def cost_name(self) -> str:
         return {"squared": "mean squared error", "poisson": "RPS"}.get(self.estimator.loss, "Brier score")
 
-    def fits(self, lam: float) -> Iterator[tuple[Array, float]]:
-        """Per fold: predictions of the held-out rows, and their penalty."""
-        for train, test in self.folds:
+    def fits(self, lam: float) -> Iterator[_Fit]:
+        """One for each fold."""
+        for number, (train, test) in enumerate(self.folds):
             weight = None if self.sample_weight is None else _safe_indexing(np.asarray(self.sample_weight), train)
             model = clone(self.estimator).set_params(lam=lam)
             attributes = _safe_indexing(self.table, train)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of attributes that are constant in a fold
                 model.fit(_safe_indexing(self.X, train), self.y[train], attributes=attributes, sample_weight=weight)
-                rows = _safe_indexing(self.X, test)
-                parts = encode_attributes(model.attribute_encoder_, _safe_indexing(self.table, test))
-                columns = model._penalized(rows).unbind(dim=1)
-                psi = float(torch.stack([model._penalty()(column, parts) for column in columns]).mean())
-            yield model.predict_proba(rows) if is_classifier(model) else model.predict(rows), psi
+            rows = _safe_indexing(self.X, test)
+            parts = encode_attributes(model.attribute_encoder_, _safe_indexing(self.table, test))
+            if is_classifier(model):
+                if len(model.classes_) < (classes := len(np.unique(self.y))):
+                    given = f"a split whose fold {number} trains on {len(model.classes_)} of {classes} classes"
+                    bad_input("cv", given, "all classes in every fold", "StratifiedKFold with fewer folds may do.")
+                predictions = model.predict_proba(rows)
+            else:
+                predictions = model.predict(rows)
+            yield _Fit(predictions, model._penalized(rows), parts, model._penalty())
 
     def scores(self, predictions: Array, fold: tuple[Any, Any], width: float) -> tuple[float, float]:
         """Divergence between the cells and loss of held-out predictions: (n,), or (n, C) probabilities."""
@@ -229,7 +275,10 @@ class _Task:
 
 
 def _grid(grid: Any) -> Array:
-    values = np.unique(np.asarray(grid, dtype=np.float64))
+    try:
+        values = np.unique(np.asarray(grid, dtype=np.float64))
+    except (TypeError, ValueError):
+        values = np.full(1, np.nan)
     if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or not (values > 0).any():
         bad_input("grid", grid, "finite strengths >= 0, at least one of them above 0", "np.geomspace(0.03, 3, 7) is a start.")
     return np.concatenate([[0.0], values[values > 0]])

@@ -95,10 +95,12 @@ class _FairPenalty(_BaseMLP):
             self.attribute_encoder_ = encoder.fit(table)
             parts = encode_attributes(self.attribute_encoder_, table)
             if self.lam > 0:
-                penalty(torch.linspace(0, 1, len(rows)), parts)  # says what is wrong, or constant, before anything is trained
+                penalty.check_attributes(parts, len(rows))  # before anything is trained; the penalty itself is of batches
             widths = [part.shape[1] for part in parts.values()]
             target = torch.cat([target, *(part.float() for part in parts.values())], dim=1)
-        if self.lam > 0 and min(self.batch_size, len(rows)) < 4:
+        if self.lam > 0 and len(rows) < 4:
+            bad_input("X", f"{len(rows)} rows", "at least 4 with a penalty, whose estimate needs as many")
+        if self.lam > 0 and self.batch_size < 4:
             bad_input("batch_size", self.batch_size, "at least 4 with a penalty, whose estimate needs as many rows")
         loss = _PenalizedLoss(self.loss, self._scale, penalty, float(self.lam), widths)
         self._train(rows, target, _weights(sample_weight, rows), n_outputs, loss)

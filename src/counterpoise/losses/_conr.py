@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from counterpoise._dist import all_gather_rows, all_reduce_sum, world_size
+from counterpoise._dist import all_gather_rows, gather_rows, world_size
 from counterpoise._errors import bad_input, check_choice, check_range
 
 __all__ = ["ConRLoss", "Distance", "distances", "unit_rows"]
@@ -236,7 +236,7 @@ def unit_rows(features: Tensor) -> Tensor:
     # A constant factor changes neither the unit vector nor its gradient, and keeps squares from overflowing.
     largest = features.detach().abs().amax(dim=1, keepdim=True) if features.shape[1] else features.new_zeros(len(features), 1)
     lost = largest <= NO_DIRECTION
-    scaled = (features / largest.masked_fill(lost, 1.0)).masked_fill(lost, 0.0)
+    scaled = features / largest.masked_fill(lost, float("inf"))  # a row without direction becomes 0, and so does its gradient
     length: Tensor = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     return scaled / length.masked_fill(lost, 1.0)
 
@@ -274,14 +274,11 @@ def _columns(values: Tensor) -> Tensor:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _gathered(rows: _Rows) -> tuple[_Rows, int, int]:
-    n, device = len(rows.unit), rows.unit.device
-    counts = all_gather_rows(torch.tensor([n], device=device)).tolist()
-    first, n_all = sum(counts[: torch.distributed.get_rank()]), sum(counts)
-    # Every process puts its rows where they belong among zeros: their sum is all rows, also if processes have different numbers of them.
-    unit = all_reduce_sum(F.pad(rows.unit, (0, 0, first, n_all - first - n)))
+    device = rows.unit.device
+    unit, first = gather_rows(rows.unit)
     y, p = (all_gather_rows(part).to(device) for part in (rows.y, rows.p))
     weight = None if rows.weight is None else all_gather_rows(rows.weight).to(device)
-    return _Rows(unit, y, p, weight), first, len(counts)
+    return _Rows(unit, y, p, weight), first, world_size()
 
 
 # ---- before the computation -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from counterpoise._dist import all_gather_rows, gather_rows
 from counterpoise._errors import bad_input, check_choice, check_range
 
 from ._distance_covariance import FEW_VALUES, METHODS, check_count, evaluate, read_columns, result_dtype
@@ -23,6 +24,7 @@ from ._distances import MOST_CELLS, Attribute, Form, Points, apart, by_cells, by
 __all__ = ["DistanceCovariancePenalty"]
 
 KINDS = ("ccdcov", "jdcov", "dcov_sum")
+ROUNDING = 1e-13  # of the largest distance: what centering leaves of a column whose distance variance is 0
 
 
 class DistanceCovariancePenalty(nn.Module):
@@ -60,15 +62,20 @@ class DistanceCovariancePenalty(nn.Module):
     block_size : int, optional
         Rows of n x n in memory at once, for the dense form; default: what fits into 64 MiB. The gradient is computed with the value, so
         nothing is kept for the backward pass.
+    gather : bool, default False
+        Where torch.distributed is in use, take the rows of all processes, through which gradients flow: the value on each of them is that
+        of the whole batch, and so are the gradients that DDP averages. All processes have to call, with the same attributes and codes.
+        Otherwise each penalizes its own rows. The mean of these estimates is unbiased, too, and noisier where cells are rare.
 
     Shapes
     ------
-    predictions (n,), n >= 4 (unbiased); attributes: a tensor, or a sequence or dict of tensors, one per attribute, each (n,) or (n, d).
-    Integer columns (n, d) are d attributes under "onehot"; floating-point columns (n, d) are one attribute of d numbers. Output: a scalar
-    in the dtype of the predictions, float32 for half precision; sums are in float64. No gradient flows into the attributes.
+    predictions (n,), n >= 4 (unbiased; over all processes with ``gather``); attributes: a tensor, or a sequence or dict of tensors, one
+    per attribute, each (n,) or (n, d). Integer columns (n, d) are d attributes under "onehot"; floating-point columns (n, d) are one
+    attribute of d numbers. Output: a scalar in the dtype of the predictions, float32 for half precision; sums are in float64. No gradient
+    flows into the attributes.
 
     Constant predictions give 0 (the "jdcov" of the attributes alone remains) and a gradient of 0. An attribute with a single value
-    contributes 0, and a warning. In data-parallel training the mean of the processes' penalties is still unbiased.
+    contributes 0, and a warning. A level of one row contributes 0 to an unbiased estimate, with ``scale="equal_dvar"`` as well.
 
     Raises
     ------
@@ -96,6 +103,7 @@ class DistanceCovariancePenalty(nn.Module):
         method: Literal["auto", "dense", "sorted"] = "auto",
         scale: Literal["equal_dvar"] | None = None,
         block_size: int | None = None,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         check_choice("kind", kind, KINDS)
@@ -112,52 +120,55 @@ class DistanceCovariancePenalty(nn.Module):
         self.method = method
         self.scale = scale
         self.block_size = None if block_size is None else int(block_size)
+        self.gather = gather
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many cells there are depends on values, which breaks a graph
     def forward(self, predictions: Tensor, attributes: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
-        y = self._predictions(predictions)
+        _check_predictions(predictions)
+        columns = _columns(attributes, predictions)
+        if self.gather:
+            # Values are looked at afterwards, so that no process is left waiting for one that refuses its rows.
+            predictions, _ = gather_rows(predictions)
+            columns = {name: all_gather_rows(values).to(predictions.device) for name, values in columns.items()}
+        check_count("predictions", len(predictions), self.unbiased)
+        y = read_columns("predictions", predictions)[:, 0]
         with torch.no_grad():
-            form = self._form(y.detach(), self._attributes(attributes, predictions))
+            form = self._form(y.detach(), [self._scaled(attribute) for attribute in self._attributes(columns, 6)])
         return evaluate(y, form).to(result_dtype([predictions]))
+
+    def check_attributes(self, attributes: Tensor | Sequence[Tensor] | Mapping[str, Tensor], n: int) -> None:
+        """Say what is wrong with the attributes of n rows, or constant, without computing anything of them."""
+        self._attributes(_columns(attributes, torch.empty(n)), 3)
 
     def extra_repr(self) -> str:
         shown = [repr(self.kind)] + ([f"c={self.c:g}"] if self.kind == "jdcov" else [])
         shown += [f"unbiased={self.unbiased}", f"attribute_encoding={self.attribute_encoding!r}", f"method={self.method!r}"]
-        return ", ".join(shown + ([f"scale={self.scale!r}"] if self.scale else []))
+        shown += [f"scale={self.scale!r}"] if self.scale else []
+        return ", ".join(shown + (["gather=True"] if self.gather else []))
 
     # -- what comes in ------------------------------------------------------------------------------------------------------------------
 
-    def _predictions(self, predictions: Tensor) -> Tensor:
-        if not isinstance(predictions, Tensor) or predictions.ndim != 1 or not predictions.is_floating_point():
-            shape = tuple(predictions.shape) if isinstance(predictions, Tensor) else type(predictions).__name__
-            found = f"{shape} of {getattr(predictions, 'dtype', 'no dtype')}"
-            bad_input("predictions", found, "floating-point probabilities or rates, shape (n,)", "predictions.squeeze(1) drops a column.")
-        check_count("predictions", len(predictions), self.unbiased)
-        return read_columns("predictions", predictions)[:, 0]
-
-    def _attributes(self, attributes: Any, predictions: Tensor) -> list[Attribute]:
-        found = []
-        for name, values in _named(attributes):
-            tensor = _as_tensor(name, values).to(predictions.device)
-            if tensor.ndim not in (1, 2) or len(tensor) != len(predictions) or 0 in tensor.shape:
-                n = len(predictions)
-                bad_input(name, f"shape {tuple(tensor.shape)}", f"shape ({n},) or ({n}, d), like the predictions")
-            if self.attribute_encoding == "onehot" and not tensor.is_floating_point():
-                columns = tensor[:, None] if tensor.ndim == 1 else tensor
-                labels = [name] if columns.shape[1] == 1 else [f"column {k} of {name}" for k in range(columns.shape[1])]
-                found += [(label, Attribute(codes.to(torch.int64))) for label, codes in zip(labels, columns.unbind(dim=1), strict=True)]
+    def _attributes(self, columns: Mapping[str, Tensor], stacklevel: int) -> list[Attribute]:
+        found: dict[str, Attribute] = {}
+        for name, values in columns.items():
+            if self.attribute_encoding == "onehot" and not values.is_floating_point():
+                codes = values[:, None] if values.ndim == 1 else values
+                labels = [name] if codes.shape[1] == 1 else [f"column {k} of {name}" for k in range(codes.shape[1])]
+                found |= {label: Attribute(code.to(torch.int64)) for label, code in zip(labels, codes.unbind(dim=1), strict=True)}
             else:
-                found.append((name, Attribute(read_columns(name, tensor.detach()))))
-        if not found:
-            bad_input("attributes", attributes, "at least one attribute")
-        for name, attribute in found:
+                found[name] = Attribute(read_columns(name, values))
+        for name, attribute in found.items():
             if bool((attribute.values == attribute.values[:1]).all()):
-                warnings.warn(f"{name} has a single value in this batch, so it contributes 0 to the penalty.", stacklevel=6)
-        return [attribute if self.scale is None else self._scaled(attribute) for _, attribute in found]
+                warnings.warn(f"{name} has a single value in this batch, so it contributes 0 to the penalty.", stacklevel=stacklevel)
+        return list(found.values())
 
     def _scaled(self, attribute: Attribute) -> Attribute:
+        if self.scale is None:
+            return attribute
         spread = variance(attribute, self.unbiased, self.block_size)
-        return Attribute(attribute.values, torch.where(spread > 0, spread.clamp(min=torch.finfo(spread.dtype).tiny).rsqrt(), 0.0))
+        # A level that a single row has is centered to 0 up to rounding, which is no variance to divide by.
+        least = (ROUNDING * attribute.largest()).square().clamp(min=torch.finfo(spread.dtype).tiny)
+        return Attribute(attribute.values, torch.where(spread > least, spread.clamp(min=least).rsqrt(), 0.0))
 
     # -- the form in y ------------------------------------------------------------------------------------------------------------------
 
@@ -189,6 +200,26 @@ class DistanceCovariancePenalty(nn.Module):
             accepted = f"attributes with few combinations, at most {min(MOST_CELLS, n // 2)} in {n} rows, for the fast form"
             bad_input("method", self.method, accepted, 'Bin what is continuous, or use method="auto".')
         return None
+
+
+def _check_predictions(predictions: Any) -> None:
+    if not isinstance(predictions, Tensor) or predictions.ndim != 1 or not predictions.is_floating_point():
+        shape = tuple(predictions.shape) if isinstance(predictions, Tensor) else type(predictions).__name__
+        found = f"{shape} of {getattr(predictions, 'dtype', 'no dtype')}"
+        bad_input("predictions", found, "floating-point probabilities or rates, shape (n,)", "predictions.squeeze(1) drops a column.")
+
+
+def _columns(attributes: Any, predictions: Tensor) -> dict[str, Tensor]:
+    """Attributes by name, each (n,) or (n, d) like the predictions, without gradient; levels as int64."""
+    n, found = len(predictions), {}
+    for name, values in _named(attributes):
+        tensor = _as_tensor(name, values).detach().to(predictions.device)
+        if tensor.ndim not in (1, 2) or len(tensor) != n or 0 in tensor.shape[1:]:
+            bad_input(name, f"shape {tuple(tensor.shape)}", f"shape ({n},) or ({n}, d), like the predictions")
+        found[name] = tensor if tensor.is_floating_point() or tensor.is_complex() else tensor.to(torch.int64)
+    if not found:
+        bad_input("attributes", attributes, "at least one attribute")
+    return found
 
 
 def _named(attributes: Any) -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,7 @@ __all__ = ["Attribute", "Centering", "Form", "Points", "apart", "by_cells", "by_
 
 MOST_CELLS = 2048  # whose matrices of K x K take 32 MiB each
 BLOCK = 2**23  # numbers of a block of rows: 64 MiB in float64
+CANCELED = 1e-10  # variance over the square of the largest distance below which half of the digits or more are lost
 UNIT = 2**0.5  # distance between two levels in one-hot coding
 
 
@@ -66,6 +67,13 @@ class Attribute:
             # The default of cdist subtracts squares, which leaves 1e-8 instead of 0 between equal rows.
             found = torch.cdist(here, self.values, compute_mode="donot_use_mm_for_euclid_dist")
         return found if self.scale is None else found * self.scale
+
+    def largest(self) -> Tensor:
+        """At least the largest distance between two rows, before scaling, and at most that times the root of the number of columns."""
+        if self.coded:
+            return torch.tensor(UNIT, dtype=torch.float64, device=self.values.device)
+        found: Tensor = torch.linalg.vector_norm(self.values.amax(dim=0) - self.values.amin(dim=0))
+        return found
 
     def codes(self) -> tuple[Tensor, int]:
         """Which rows are equal: codes (n,) in 0..K-1, and K."""
@@ -241,7 +249,11 @@ def _centered(points: Points, space: Sequence[int], blocks: list[slice], unbiase
     center = Centering.of(sums, points.count, unbiased)
 
     def centered(rows: slice) -> Tensor:
-        return center(A(rows), rows)
+        U = center(A(rows), rows)
+        if unbiased:
+            # A row beside itself is 0; what centering leaves there may be so large that taking it off again would cost all digits.
+            _own(U, rows).mul_(points.count[rows] > 1)
+        return U
 
     return centered
 
@@ -258,7 +270,10 @@ def variance(attribute: Attribute, unbiased: bool, block: int | None = None) -> 
     if not attribute.coded and attribute.values.shape[1] == 1 and not points.collapsed:
         z = attribute.values[:, 0]
         form = by_ranks(z, z, unbiased=unbiased)
-        return (z - z.mean()) @ form.gradient
+        found = (z - z.mean()) @ form.gradient
+        # Sums of products lose the digits of a variance that is small beside the largest distance, sums of squares do not.
+        if bool(found > CANCELED * attribute.largest() ** 2):
+            return found
     blocks = _blocks(len(points.count), block)
     centered = _centered(points, [0], blocks, unbiased)
     total = points.count.new_zeros(())
