@@ -25,7 +25,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray,lightning,text]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray,lightning,text,trl]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core

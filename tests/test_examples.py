@@ -54,11 +54,40 @@ TABLE = {
         begins="Places that hold a cell: RBC 1 in 24, WBC 1 in 264, Platelets 1 in 270; 95.0 % are background.",
         needs="bccd/BCCD.zip",
     ),
+    "contrastive_captions.py": Example(
+        ("no hard negatives: ", "hard negatives, Cement: ", "% tell which digit is on the left", "per 1,000 of them)"),
+        begins="'maybe a seven left of an eight' becomes 'maybe an eight left of a seven' (swap, concreteness 0.9)",
+        arguments=("60",),
+    ),
     "coreset_trainer.py": Example(
-        ("Kept whole: MAWPS, ASDiv, SVAMP, AQuA", "in the pools    trained on", "after 12 steps of 24 out of 48"),
-        begins="Questions: GSM8K 7,473, MAWPS 1,537, ASDiv 979, SVAMP 1,000, AQuA 254",
+        (
+            "gradient of base_model.model.model.layers.1.self_attn.v_proj.lora_B.default, 512 of 17,408 numbers that are trained",
+            "Kept whole: MAWPS, ASDiv, SVAMP, AQuA",
+            "in the pools    trained on",
+            "after 12 steps of 24 out of 48",
+            " s to choose",
+        ),
+        begins="Problems: GSM8K 7,473, MAWPS 1,537, ASDiv 979, SVAMP 1,000, AQuA 254",
         needs="math-word-problems/gsm8k_train.jsonl.gz",
-        engine="transformers",
+        engine="peft",
+        arguments=("12",),
+    ),
+    "multimodal_digits.py": Example(
+        ("\none loss ", "\nOGM-GE ", "\n+ ARL ", "ARL minus its weights turned round", "Smallest error of a weighted mean: image"),
+        begins="1200 pairs of image and recording to train on, 300 to test on",
+        needs="fsdd/fsdd.zip",
+        arguments=("--quick",),
+    ),
+    "omni_retrieval.py": Example(
+        ("\none temperature ", "\nall parts ", "all 0.03", "fac 0.0", "of the gradient from"),
+        begins="900 digits in 4 views to train on, 500 to test on, 300 steps",
+        needs="mfeat/mfeat.npz",
+    ),
+    "merge_text_encoders.py": Example(
+        ("Self Positioning: Weights ", "similarity, Spearman", "\naverage ", "\nSelf Positioning  ", "\nboth, trained jointly "),
+        begins="5,249 pairs of sentences, 10,003 questions with 77 intents",
+        needs="stsb-dir/train_new.tsv.gz",
+        engine="sentence_transformers",
         arguments=("12",),
     ),
     "domain_generalisation.py": Example(

@@ -41,8 +41,11 @@ _ROOMS = frozenset(
         "optim",
         "replications",
         "report",
+        "scaling",
         "schedules",
         "studies",
+        "text",
+        "weights",
     ]
 )  # imported when first used, so that ``counterpoise.losses.FocalLoss`` works after ``import counterpoise``
 

@@ -8,11 +8,17 @@ import torch
 
 from counterpoise.losses import (
     AnyLoss,
+    ARLLoss,
+    BalancedClipLoss,
     BalancedMSELoss,
+    CementLoss,
     ConRLoss,
     DistanceCovariancePenalty,
     FocalLoss,
     HessianAlignmentLoss,
+    ModalityTemperature,
+    OmniContrastiveLoss,
+    QuantileCurriculum,
     ScalarizedLoss,
     WeightedLoss,
 )
@@ -241,6 +247,32 @@ def extreme_features() -> Batch:
     return features, torch.stack([torch.arange(49) % 7.0, torch.arange(49) % 3.0, torch.arange(49) % 4.0], dim=1)
 
 
+class ByModality(torch.nn.Module):
+    """e5-omni's loss of queries, with targets (B, 1 + LABELS): modality, and the embedding of the positive."""
+
+    def __init__(self, reduction: str, **options: object) -> None:
+        super().__init__()
+        temperature = ModalityTemperature(2, init=torch.tensor([0.05, 0.2], dtype=torch.float64))
+        curriculum = QuantileCurriculum(0.3, 0.3)
+        self.loss = OmniContrastiveLoss(temperature, curriculum, reduction=reduction, coral_weight=0.5, whiten=False, **options)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        modality = targets[:, 0].long()
+        return self.loss(inputs, targets[:, 1:].to(torch.promote_types(inputs.dtype, torch.float32)), modality, modality)
+
+
+def embeddings(rows: int, generator: torch.Generator) -> Batch:
+    queries = torch.randn(rows, LABELS, generator=generator, dtype=torch.float64)
+    targets = queries + torch.randn(rows, LABELS, generator=generator, dtype=torch.float64)
+    return queries, torch.cat([torch.arange(rows)[:, None] % 2, targets], dim=1).double()
+
+
+def extreme_embeddings() -> Batch:
+    """All pairs of levels, also zeros only, as queries and as targets."""
+    features = torch.cartesian_prod(HUGE, HUGE).repeat(1, LABELS // 2)
+    return features, torch.cat([torch.arange(49.0)[:, None] % 2, features.roll(20, 0)], dim=1)
+
+
 def numbers(rows: int, generator: torch.Generator) -> Batch:
     targets = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
     return targets + torch.randn(rows, 2, generator=generator, dtype=torch.float64), targets
@@ -260,9 +292,10 @@ PAIR_CASES = [
         similar_targets,
         extreme_features,
     ),
+    LossCase("omni", ByModality, embeddings, extreme_embeddings),
     LossCase("balanced-mse", lambda reduction: BalancedMSELoss(0.7, reduction=reduction), numbers, extreme_numbers),
 ]
-# A row alone has no pair, and ConR refuses it: tested in test_conr.
+# A row alone has no pair, and ConR and e5-omni's loss refuse it: tested in test_conr and test_omni.
 PAIR_CHECKS = [check for check in LOSS_CHECKS if check not in (one_row_is_a_batch, an_empty_batch_costs_nothing)]
 
 
@@ -328,6 +361,102 @@ UNBIASED_DCOV_CHECKS = [
 ]
 
 
+class OfModalities(torch.nn.Module):
+    """The loss of two modalities; inputs (B, 3 K) hold the fused logits and those of each, side by side."""
+
+    def __init__(self, reduction: str, **options: object) -> None:
+        super().__init__()
+        self.loss = ARLLoss(base_loss=torch.nn.CrossEntropyLoss(reduction=reduction), **options)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        fused, *alone = torch.chunk(inputs, 3, dim=1)
+        return self.loss(fused, alone, targets)
+
+
+def of_modalities(batch: Batch) -> Batch:
+    inputs, targets = batch
+    return torch.cat([inputs, inputs.flip(1), inputs.roll(1, dims=1)], dim=1), targets
+
+
+BATCH_CASES += [
+    LossCase(
+        name,
+        lambda _, options=options: OfModalities(**options),
+        lambda rows, generator: of_modalities(classes(rows, generator)),
+        lambda: of_modalities(extreme_classes(HUGE)),
+        reductions=("batch",),
+    )
+    for name, options in {
+        "arl": {"reduction": "mean"},
+        "arl-sum-warm-up": {"reduction": "sum", "gamma": 0.5, "warmup_steps": 10**6},
+    }.items()
+]
+
+
+class ByTokens(torch.nn.Module):
+    """A policy's log-probabilities (B, T), with targets (B, 3 T): those of the old policy, advantages, and the mask."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.loss = BalancedClipLoss(**options)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.loss(inputs, *torch.chunk(targets, 3, dim=1))
+
+
+def answers(rows: int, generator: torch.Generator) -> Batch:
+    old = -3 * torch.rand(rows, 5, generator=generator, dtype=torch.float64)
+    logp = old + 0.7 * torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(rows, 1, generator=generator, dtype=torch.float64).expand(rows, 5) - 0.3
+    mask = (torch.arange(5) <= torch.randint(0, 5, (rows, 1), generator=generator)).double()
+    return logp, torch.cat([old, advantages, mask], dim=1)
+
+
+def extreme_answers() -> Batch:
+    """Of negative advantages, whose losses are positive."""
+    logp, old = -torch.cartesian_prod(HUGE.abs(), HUGE.abs()).T[:, :, None]
+    return logp.clone(), torch.cat([old, -torch.ones_like(old), torch.ones_like(old)], dim=1)
+
+
+BATCH_CASES += [
+    LossCase(f"balanced-clip-{name}", lambda _, options=options: ByTokens(**options), answers, extreme_answers, reductions=("batch",))
+    for name, options in {
+        "paper": {},
+        "reference-sequences": {"preset": "reference", "reduction": "seq-mean"},
+        "gradient-constant": {"statistic": "gradient", "reduction": "constant", "dual_clip": None},
+    }.items()
+]
+
+
+class ByCaptions(torch.nn.Module):
+    """Cement of images, with targets (B, 2 D + 1): the caption, its hard negative, and the concreteness of the edit."""
+
+    def __init__(self, reduction: str, **options: object) -> None:
+        super().__init__()
+        self.loss = CementLoss(2.0, reduction=reduction, **options)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        d = inputs.shape[1]
+        return self.loss(inputs, targets[:, :d], targets[:, d : 2 * d], 10.0, targets[:, -1])
+
+
+def captioned(rows: int, generator: torch.Generator, width: int = LABELS) -> Batch:
+    captions = torch.randn(rows, 2 * width, generator=generator, dtype=torch.float64)
+    image = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    return image, torch.cat([captions, torch.rand(rows, 1, generator=generator, dtype=torch.float64)], dim=1)
+
+
+def extreme_images() -> Batch:
+    image = torch.cartesian_prod(HUGE, HUGE)
+    return image, captioned(49, torch.Generator().manual_seed(0), 2)[1].float()
+
+
+CAPTION_CASES = [
+    LossCase("cement", ByCaptions, captioned, extreme_images),
+    LossCase("cement-all-columns", partial(ByCaptions, hard_columns="all", adapt="constant", symmetric=False), captioned, extreme_images),
+]
+
+
 @pytest.mark.parametrize("check", LOSS_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_battery(case: LossCase, check: Callable[[LossCase], None]) -> None:
@@ -360,8 +489,9 @@ def test_battery_of_unbiased_distance_covariances(case: LossCase, check: Callabl
     check(case)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does: functions with a backward
 @pytest.mark.parametrize("check", PAIR_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", PAIR_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PAIR_CASES + CAPTION_CASES, ids=lambda case: case.name)
 def test_battery_of_losses_of_pairs(case: LossCase, check: Callable[[LossCase], None]) -> None:
     check(case)
 

@@ -16,7 +16,7 @@ import click
 import typer
 import typer.core
 
-from counterpoise._errors import CounterpoiseError, check_choice
+from counterpoise._errors import CounterpoiseError, check_choice, check_range
 
 from . import _options
 
@@ -397,6 +397,48 @@ def list_papers(
     show_papers(found)
 
 
+@app.command(
+    short_help="Plan a budget from a table of trainings.",
+    epilog="""\b
+Examples:
+  counterpoise scaling runs.csv --size n_params --data tokens --loss eval_loss
+  counterpoise scaling runs.csv --size N --data D --loss L --budget 3.8e25 --out plan.svg""",
+)
+def scaling(
+    runs: Annotated[
+        str, typer.Argument(metavar="RUNS", show_default=False, help="A table (csv, tsv, parquet, arrow, jsonl), one row per training.")
+    ],
+    size: Annotated[str, typer.Option("--size", metavar="COL", help="Column with the number of parameters.")] = "N",
+    data: Annotated[str, typer.Option("--data", metavar="COL", help="Column with the tokens or examples trained on.")] = "D",
+    loss: Annotated[str, typer.Option("--loss", metavar="COL", help="Column with the final loss.")] = "L",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="C",
+            help="Compute to plan for, FLOPs (6 times size times data). [default: the largest of the runs]",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A new .svg, .png or .pdf file for the figure.")] = None,
+) -> None:
+    """Fit a scaling law to a table of trainings, plan a budget with it, and say whether a plan made from one parabola per budget (IsoFLOP)
+    would be another one, and why."""
+    if out is not None:
+        _check_new_file(out, ".svg", ".png", ".pdf")
+    if budget is not None:
+        check_range("--budget", budget, low=0.0, open_low=True)
+
+    from counterpoise.scaling import audit_isoflop
+
+    from ._console import show_audit
+
+    audit = audit_isoflop(runs, size=size, data=data, loss=loss, target=budget)
+    show_audit(audit)
+    if out is not None:
+        audit.plot().savefig(out)
+        _say(f"wrote {out}: runs, both fits, and where their plans go.")
+
+
 def _check_task(task: str | None) -> None:
     if task is not None:
         check_choice("--task", task, ("classification", "regression"))
@@ -407,7 +449,8 @@ def _check_new_file(path: Path, *suffixes: str) -> None:
     from counterpoise._errors import InputError, StoreError
 
     if path.suffix.lower() not in suffixes:
-        raise InputError(f"--out: got {str(path)!r}; expected a name that ends in {' or '.join(suffixes)}.")
+        endings = " or ".join([", ".join(suffixes[:-1]), suffixes[-1]] if len(suffixes) > 1 else suffixes)
+        raise InputError(f"--out: got {str(path)!r}; expected a name that ends in {endings}.")
     if path.exists():
         raise StoreError(f"--out: {path} exists already and is not overwritten; choose another name.")
     if not path.parent.is_dir():

@@ -25,11 +25,13 @@ from counterpoise.studies._types import Arm, Plan, Protocol, Watcher
 
 if TYPE_CHECKING:
     from counterpoise.replications import Paper, Replication
+    from counterpoise.scaling import IsoFlopAudit
 
-__all__ = ["ConsoleWatcher", "TableRow", "show_papers", "show_replications", "study_table"]
+__all__ = ["ConsoleWatcher", "TableRow", "show_audit", "show_papers", "show_replications", "study_table"]
 
 _STYLES = {"helps": "bold green", "harms": "red", "undecided": "yellow", "failed": "bold red"}
 _FILE_WIDTH = 160  # of a table of papers that goes to a file or a pipe
+_MOST_FLAGGED = 10  # runs of a scaling law that are listed
 _WIDE = 110  # columns of a terminal from which on an arm's own metrics and its time are shown beside the differences
 _PROGRESS_SECONDS = 3.0  # between two lines of progress where nothing can be redrawn
 
@@ -395,6 +397,44 @@ def show_papers(papers: Sequence[Paper]) -> None:
             paper.title if wide or len(paper.title) <= room else paper.title[: room - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}",
         )
     console.print(table)
+
+
+def show_audit(audit: IsoFlopAudit) -> None:
+    """What a scaling law plans, whether parabolas would plan another thing and why, and the budgets."""
+    console = _plain_console()
+    console.soft_wrap = not console.is_terminal
+    for line in audit.summary().splitlines():
+        console.print(Text(line))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False)
+    for heading in ("budget", "runs", "sizes", "best size", "by parabola", "predicted", "wasted without it"):
+        table.add_column(heading, justify="right")
+    frame = audit.to_frame()
+    for row in frame.iter_rows(named=True):
+        best = audit.surface.optimal_size(row["budget"])
+        table.add_row(
+            f"{row['budget']:.3g}",
+            str(row["n_runs"]),
+            f"{10 ** row['width']:.3g}x",
+            f"{best:.3g}",
+            *(_signed_percent(10 ** row[name] - 1) for name in ("observed_bias", "predicted_bias")),
+            f"{100 * row['without_budget']:.2f} %" if math.isfinite(row["without_budget"]) else "",
+        )
+    table.caption = Text(
+        "best size: by the fit of all runs. by parabola: that of a parabola instead, predicted: on this grid without noise. "
+        "wasted without it: at the budget that is planned for, once these runs are left out.",
+        "dim",
+    )
+    table.caption_justify = "left"
+    console.print(table)
+    flagged = audit.flagged
+    for row in flagged.head(_MOST_FLAGGED).iter_rows(named=True):
+        console.print(Text(f"row {row['row']}: N {row['N']:.4g}, D {row['D']:.4g}, loss {row['L']:.4g}: {row['reason']}"))
+    if flagged.height > _MOST_FLAGGED:
+        console.print(Text(f"and {flagged.height - _MOST_FLAGGED} more flagged runs"))
+
+
+def _signed_percent(value: float) -> str:
+    return f"{100 * value:+.1f} %" if math.isfinite(value) else ""
 
 
 def show_replications(found: Sequence[Replication]) -> None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from ._adasyn import ADASYN as ADASYN
     from ._balanced_classes import BalancedClassSampler as BalancedClassSampler
     from ._borderline import BorderlineSMOTE as BorderlineSMOTE
+    from ._concrete_negatives import ConcreteNegatives as ConcreteNegatives
+    from ._concrete_negatives import Negative as Negative
     from ._coreset import AdamHistory as AdamHistory
     from ._coreset import MiniBatchCoreset as MiniBatchCoreset
     from ._coreset_sampler import CoresetBatchSampler as CoresetBatchSampler
@@ -44,12 +46,14 @@ __getattr__, __dir__, __all__ = attach(
         "AdamHistory": "_coreset",
         "BalancedClassSampler": "_balanced_classes",
         "BorderlineSMOTE": "_borderline",
+        "ConcreteNegatives": "_concrete_negatives",
         "CoresetBatchSampler": "_coreset_sampler",
         "FeatureSMOTE": "_feature_smote",
         "IndexedDataset": "_indexed",
         "InterleaveDataset": "_interleave",
         "LikelihoodWeighter": "_weighter",
         "MiniBatchCoreset": "_coreset",
+        "Negative": "_concrete_negatives",
         "ProtectedAttributeEncoder": "_protected",
         "RandomOverSampler": "_resampling",
         "RandomUnderSampler": "_resampling",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ._collapse_metrics import CollapseAccumulator as CollapseAccumulator
     from ._collapse_metrics import NeuralCollapseReport as NeuralCollapseReport
     from ._collapse_metrics import collapse_metrics as collapse_metrics
+    from ._contrastive import ContrastiveShares as ContrastiveShares
+    from ._contrastive import contrastive_shares as contrastive_shares
     from ._curve import CurveFit as CurveFit
     from ._curve import CurveReport as CurveReport
     from ._curve import performance_curve as performance_curve
@@ -53,8 +55,14 @@ if TYPE_CHECKING:
     from ._mistakes import MistakeLeverage as MistakeLeverage
     from ._mistakes import metric_advice as metric_advice
     from ._mistakes import mistake_leverage as mistake_leverage
+    from ._modalities import ModalityReport as ModalityReport
+    from ._modalities import modality_statistics as modality_statistics
+    from ._modality_sharpness import SharpnessByModality as SharpnessByModality
+    from ._modality_sharpness import modality_sharpness as modality_sharpness
     from ._opposing import OpposingPair as OpposingPair
     from ._opposing import opposing_groups as opposing_groups
+    from ._policy import PolicyBalance as PolicyBalance
+    from ._policy import policy_balance as policy_balance
     from ._record import Recorder as Recorder
     from ._record import record as record
     from ._shares import GroupShares as GroupShares
@@ -63,6 +71,8 @@ if TYPE_CHECKING:
     from ._sketching import sketch_gradients as sketch_gradients
     from ._table import StudyDiagnosis as StudyDiagnosis
     from ._table import diagnose as diagnose
+    from ._tier_signal import TierSignal as TierSignal
+    from ._tier_signal import tier_signal as tier_signal
     from ._trajectory import LossTrajectory as LossTrajectory
     from ._variance import VarianceReport as VarianceReport
     from ._variance import gradient_variance as gradient_variance
@@ -84,6 +94,7 @@ __getattr__, __dir__, __all__ = attach(
         "CollapseAccumulator": "_collapse_metrics",
         "CollapsePrediction": "_collapse",
         "CollapseReport": "_feature_collapse",
+        "ContrastiveShares": "_contrastive",
         "CurveFit": "_curve",
         "CurveReport": "_curve",
         "GradientImbalance": "_gradient_imbalance",
@@ -98,17 +109,22 @@ __getattr__, __dir__, __all__ = attach(
         "MagnitudeSimilarity": "_magnitude",
         "MetricAdvice": "_mistakes",
         "MistakeLeverage": "_mistakes",
+        "ModalityReport": "_modalities",
         "NeuralCollapseReport": "_collapse_metrics",
         "OpposingPair": "_opposing",
+        "PolicyBalance": "_policy",
+        "SharpnessByModality": "_modality_sharpness",
         "SharpnessReport": "_sharpness",
         "StageHint": "_hint",
         "StudyDiagnosis": "_table",
+        "TierSignal": "_tier_signal",
         "VarianceReport": "_variance",
         "appearance_clusters": "_appearance",
         "class_imbalance": "_imbalance",
         "coherence": "_coherence",
         "collapse_metrics": "_collapse_metrics",
         "collapse_threshold": "_collapse",
+        "contrastive_shares": "_contrastive",
         "diagnose": "_table",
         "examine_linear": "_head",
         "feature_collapse": "_feature_collapse",
@@ -121,12 +137,16 @@ __getattr__, __dir__, __all__ = attach(
         "magnitude_similarity": "_magnitude",
         "metric_advice": "_mistakes",
         "mistake_leverage": "_mistakes",
+        "modality_statistics": "_modalities",
+        "modality_sharpness": "_modality_sharpness",
         "scale_invariance": "_invariance",
         "sharpness": "_sharpness",
         "sketch_gradients": "_sketching",
         "neural_collapse_lengths": "_collapse",
         "opposing_groups": "_opposing",
         "performance_curve": "_curve",
+        "tier_signal": "_tier_signal",
+        "policy_balance": "_policy",
         "select_by_curve": "_curve",
     },
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from counterpoise._lazy import attach
 
 if TYPE_CHECKING:
-    from . import lightning, skorch, transformers
+    from . import lightning, peft, sentence_transformers, skorch, transformers
     from ._calibrate import CalibrationPath, calibrate_penalty
     from ._fair_penalty import FairPenaltyClassifier, FairPenaltyRegressor
     from ._mlp import MLPClassifier, MLPRegressor
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         "MLPRegressor",
         "calibrate_penalty",
         "lightning",
+        "peft",
+        "sentence_transformers",
         "skorch",
         "transformers",
     ]
@@ -33,7 +35,9 @@ __getattr__, __dir__, __all__ = attach(
         "MLPClassifier": "_mlp",
         "MLPRegressor": "_mlp",
         "calibrate_penalty": "_calibrate",
-        "lightning": "lightning",  # callbacks, each in a module that is named after its framework
+        "lightning": "lightning",  # each in a module that is named after its framework
+        "peft": "peft",
+        "sentence_transformers": "sentence_transformers",
         "skorch": "skorch",
         "transformers": "transformers",
     },

@@ -1,17 +1,20 @@
-"""Whose training step it is, logged by a Lightning trainer to its own loggers."""
+"""Callbacks of a Lightning trainer: whose training step it is, and what a training says about scaling."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from counterpoise._errors import bad_input
 from counterpoise._extras import require
 
 from ._diagnosing import Diagnoser
+from ._scaling_log import FLOPS_FACTOR, ScalingLog
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +23,7 @@ except ImportError:
     require("lightning.pytorch", "lightning", "engines.lightning")
     raise
 
-__all__ = ["DiagnosisCallback"]
+__all__ = ["DiagnosisCallback", "ScalingLogger"]
 
 SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 LOSS_ATTRIBUTES = ("loss_fn", "criterion", "loss")
@@ -154,3 +157,100 @@ def _loss_of(module: LightningModule) -> Any:
         f"a loss, since {type(module).__name__} holds none as {', '.join(LOSS_ATTRIBUTES)}",
         "Pass loss_fn=..., or loss=lambda output, batch: ... of shape (m,).",
     )
+
+
+class ScalingLogger(ScalingLog, Callback):
+    """Writes one line per training to a table that ``counterpoise scaling`` and :func:`counterpoise.scaling.audit_isoflop` read: run, step,
+    n_params, tokens, loss, flops.
+
+    The loss is that of the last validation, the tokens are those trained on until then, over all processes. A training that does not end
+    writes nothing: it is no point of a scaling law. Nothing about the training changes.
+
+    Parameters
+    ----------
+    path : str or Path
+        A .csv file; lines are added at its end, by several trainings if need be.
+    loss : str, default "val_loss"
+        Name of the loss in ``trainer.callback_metrics``.
+    tokens : function (batch) -> int, optional
+        Data in a batch. Default: the numbers in ``batch["input_ids"]``, or in the first tensor of the batch if it holds integers; else its
+        rows, for data that are counted in examples.
+    run : str, optional
+        Name of the training in the table. Default: "run 1", "run 2", ... A resumed training needs the name it had.
+    n_params : int, optional
+        Size of the model. Default: its parameters, each tensor once.
+    embeddings : bool, default False
+        Count embedding layers as well; with a warning, since their share falls with size.
+    history : bool, default False
+        Write every validation, for learning curves; a scaling law needs the last of each run only.
+    flops_factor : float, default 6.0
+        FLOPs of one parameter and one token (arXiv:2001.08361).
+
+    Raises
+    ------
+    InputError
+        When training starts, if the file is not of this kind, or if the strategy shards parameters and ``n_params`` is not given. When a
+        validation ends without ``loss`` among its metrics.
+
+    Examples
+    --------
+    >>> from lightning.pytorch import Trainer
+    >>> trainer = Trainer(max_epochs=1, callbacks=[ScalingLogger("runs.csv")])  # doctest: +SKIP
+    >>> trainer.fit(model)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        loss: str = "val_loss",
+        tokens: Callable[[Any], int] | None = None,
+        run: str | None = None,
+        n_params: int | None = None,
+        embeddings: bool = False,
+        history: bool = False,
+        flops_factor: float = FLOPS_FACTOR,
+    ) -> None:
+        super().__init__(path, run, n_params, embeddings, history, flops_factor)
+        self.loss = loss
+        self.tokens = tokens
+        self._seen = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(pl_module, isinstance(trainer.strategy, SHARDED), trainer.is_global_zero)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._seen = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._seen += int((self.tokens or _data_in)(batch))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        seen = trainer.strategy.reduce(torch.tensor(float(self._seen), dtype=torch.float64, device=pl_module.device), reduce_op="sum")
+        if self.loss not in trainer.callback_metrics:
+            bad_input("loss", self.loss, f"one of the metrics of the validation: {', '.join(map(str, trainer.callback_metrics)) or 'none'}")
+        if trainer.is_global_zero:
+            self._evaluated(trainer.global_step, float(seen), float(trainer.callback_metrics[self.loss]))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.interrupted:
+            self._end()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seen = state_dict["seen"]
+
+
+def _data_in(batch: Any) -> int:
+    """Tokens of a batch of integers, rows of any other."""
+    first = batch.get("input_ids", next(iter(batch.values()))) if isinstance(batch, Mapping) else batch
+    while isinstance(first, (tuple, list)):
+        first = first[0]
+    if not isinstance(first, Tensor):
+        bad_input("tokens", None, f"a function (batch) -> int, for batches of {type(batch).__name__}")
+    return len(first) if first.is_floating_point() else first.numel()

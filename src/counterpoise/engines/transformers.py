@@ -1,9 +1,10 @@
-"""Whose training step it is, logged by a transformers ``Trainer`` to wherever it reports."""
+"""Callbacks of a transformers ``Trainer``: whose training step it is, and what a training says about scaling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,7 @@ from counterpoise._extras import require
 from counterpoise.groups import Groups
 
 from ._diagnosing import Diagnoser
+from ._scaling_log import FLOPS_FACTOR, ScalingLog
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,7 +24,7 @@ except ImportError:
     require("transformers", "text", "engines.transformers")
     raise
 
-__all__ = ["DiagnosisCallback"]
+__all__ = ["DiagnosisCallback", "ScalingLogger"]
 
 IGNORED = -100  # label of tokens without a loss
 SHIFTED = ("ForCausalLM", "ForConditionalGeneration")
@@ -246,3 +248,88 @@ def _per_sequence(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the tokens that count; 0 for a sequence without any."""
     losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
     return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
+
+
+# ---- scaling ----------------------------------------------------------------------------------------------------------------------------
+
+
+class ScalingLogger(ScalingLog, TrainerCallback):
+    """Writes one line per training to a table that ``counterpoise scaling`` and :func:`counterpoise.scaling.audit_isoflop` read: run, step,
+    n_params, tokens, loss, flops.
+
+    The loss is that of the last evaluation (or of the first one after the training, if there was none), the tokens are those the trainer
+    has counted until then, over all processes. A training that does not end writes nothing: it is no point of a scaling law. Nothing about
+    the training changes.
+
+    Parameters
+    ----------
+    path : str or Path
+        A .csv file; lines are added at its end, by several trainings if need be.
+    loss : str, default "eval_loss"
+        Name of the loss among the metrics of an evaluation. Evaluations without it are passed over.
+    run : str, optional
+        Name of the training in the table. Default: "run 1", "run 2", ... A resumed training needs the name it had.
+    n_params : int, optional
+        Size of the model. Default: its parameters, each tensor once.
+    embeddings : bool, default False
+        Count embedding layers as well; with a warning, since their share falls with size.
+    history : bool, default False
+        Write every evaluation, for learning curves; a scaling law needs the last of each run only.
+    flops_factor : float, default 6.0
+        FLOPs of one parameter and one token (arXiv:2001.08361).
+
+    Raises
+    ------
+    InputError
+        When training starts, if the trainer does not count tokens, the file is not of this kind, or parameters are sharded (FSDP,
+        DeepSpeed) and ``n_params`` is not given.
+
+    Examples
+    --------
+    >>> from transformers import Trainer, TrainingArguments
+    >>> arguments = TrainingArguments(eval_strategy="epoch", include_num_input_tokens_seen="non_padding")  # doctest: +SKIP
+    >>> trainer = Trainer(model, arguments, callbacks=[ScalingLogger("runs.csv")], ...)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        loss: str = "eval_loss",
+        run: str | None = None,
+        n_params: int | None = None,
+        embeddings: bool = False,
+        history: bool = False,
+        flops_factor: float = FLOPS_FACTOR,
+    ) -> None:
+        super().__init__(path, run, n_params, embeddings, history, flops_factor)
+        self.loss = loss
+        self._ended = False
+        self._written = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.include_num_input_tokens_seen in ("no", False):
+            bad_input(
+                "include_num_input_tokens_seen",
+                "no",
+                "'all' or 'non_padding' in TrainingArguments",
+                "The trainer counts no tokens otherwise.",
+            )
+        sharded = bool(getattr(args, "fsdp", None)) or getattr(args, "deepspeed", None) is not None
+        self._begin(kwargs["model"], sharded, state.is_world_process_zero)
+        self._ended = self._written = False
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        metrics = kwargs["metrics"]
+        # An evaluation before any training has no size, and one after a line was written is another matter.
+        if self._size is None or self.loss not in metrics or not state.is_world_process_zero or (self._ended and self._written):
+            return
+        self._evaluated(state.global_step, state.num_input_tokens_seen, float(metrics[self.loss]))
+        self._written = True
+        if self._ended:
+            self._end()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._ended = True
+        if state.is_world_process_zero:
+            self._end()

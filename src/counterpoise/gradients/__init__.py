@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from ._accumulator import Accumulator as Accumulator
     from ._aggregator import Aggregator as Aggregator
     from ._annealing import GradientAnnealing as GradientAnnealing
+    from ._asymmetric import AsymmetricGradient as AsymmetricGradient
+    from ._asymmetric import scale_gradient as scale_gradient
     from ._backward import backward as backward
     from ._cagrad import CAGrad as CAGrad
     from ._gcond import GCond as GCond
     from ._gradnorm import GradNorm as GradNorm
     from ._group_loss import GroupLoss as GroupLoss
     from ._mgda import MGDA as MGDA
+    from ._modalities import arl_weights as arl_weights
+    from ._modalities import fusion_weights as fusion_weights
     from ._pcgrad import PCGrad as PCGrad
     from ._report import GradientReport as GradientReport
     from ._sam_gs import SAMGS as SAMGS
@@ -29,9 +33,12 @@ __getattr__, __dir__, __all__ = attach(
     {
         "Accumulator": "_accumulator",
         "Aggregator": "_aggregator",
+        "AsymmetricGradient": "_asymmetric",
         "GradientAnnealing": "_annealing",
+        "arl_weights": "_modalities",
         "backward": "_backward",
         "CAGrad": "_cagrad",
+        "fusion_weights": "_modalities",
         "GCond": "_gcond",
         "GradNorm": "_gradnorm",
         "GroupLoss": "_group_loss",
@@ -39,6 +46,7 @@ __getattr__, __dir__, __all__ = attach(
         "PCGrad": "_pcgrad",
         "GradientReport": "_report",
         "SAMGS": "_sam_gs",
+        "scale_gradient": "_asymmetric",
         "GradientStatistics": "_statistics",
         "Sum": "_sum",
         "as_torchjd": "_torchjd",

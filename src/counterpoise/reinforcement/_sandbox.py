@@ -1,0 +1,475 @@
+"""Untrusted code under real isolation, and a plain refusal where there is none.
+
+A reward from unit tests runs what a model wrote, thousands of times a minute, on the machine that trains it. Setting a few functions of
+``os`` to None (the usual guard) is no wall: the program has the same user, files, network and interpreter as the judge. Here a program runs
+behind several walls, any of which may fail alone:
+
+========================  ==================================================================================================
+processes                 a namespace of its own per run; when its first process goes, the kernel ends all others
+number of processes       RLIMIT_NPROC of an unprivileged user. It does *not* bind root, nor root of a user namespace that is
+                          mapped to root, so every start proves it on a harmless program and refuses if it does not hold
+files                     read-only system folders, the interpreter, and an empty scratch folder of 64 MB in memory
+network                   an empty network namespace, and no sockets
+memory, time              RLIMIT_AS per process, resident memory of all processes together; wall clock from outside, RLIMIT_CPU
+output                    1 MB of stdout and 64 kB of stderr; a program that writes more is ended
+privileges, system calls  no capability, no_new_privs, a seccomp filter (x86-64 and ARM64), made here without a library
+========================  ==================================================================================================
+
+Landlock and control groups are not used. A kernel with an unknown hole is not a wall either: for programs of an adversary, rather than of
+a model in training, put this into a virtual machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import pwd
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from counterpoise._errors import CounterpoiseError, bad_input, check_choice, check_range
+
+__all__ = ["IsolationError", "RunResult", "Sandbox"]
+
+Status = Literal["ok", "error", "timeout", "memory", "output"]
+BACKENDS = ("auto", "bubblewrap", "unshare", "subprocess")
+AGENT = Path(__file__).with_name("_sandbox_agent.py")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
+START_MOST, GRACE = 60.0, 15.0  # seconds: until an agent is ready; beyond the time-out of a program until its agent is given up
+FREE_USERS = range(52_000, 60_000)  # numbers that distributions leave to nobody
+
+# Forks at most 8 children that wait, opens a file, sends a packet to an address reserved for documentation: harmless where it succeeds.
+PROBE_PROCESSES = 4
+PROBE = """
+import json, os, socket, sys
+secret = sys.stdin.read()
+wait, release = os.pipe()
+children = 0
+for _ in range(8):
+    try:
+        child = os.fork()
+    except OSError:
+        break
+    if child == 0:
+        os.close(release)
+        os.read(wait, 1)
+        os._exit(0)
+    children += 1
+os.close(release)
+def works(attempt):
+    try:
+        attempt()
+    except OSError:
+        return False
+    return True
+def send():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.connect(("192.0.2.1", 9))
+print(json.dumps({
+    "processes": children + 1,
+    "first": os.getppid() == 1,
+    "privileged": os.geteuid() == 0 or works(lambda: os.setuid(0)),
+    "files": os.path.exists(secret) or works(lambda: open("/usr/counterpoise", "x")),
+    "network": works(send),
+}))
+"""
+
+
+class IsolationError(CounterpoiseError, RuntimeError):
+    """Untrusted code cannot be isolated here, so it is not run."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How one program ended.
+
+    Attributes
+    ----------
+    status : str
+        "ok" (exit code 0), "error" (any other exit code, or a signal), "timeout", "memory" (all processes together held more than
+        ``memory_mb``), "output" (it wrote more than is kept). An allocation that the limit refuses is a ``MemoryError``: "error".
+    stdout, stderr : str
+        What it wrote, bytes that are no UTF-8 replaced; at most 1 MB and 64 kB.
+    seconds : float
+        Time on the clock.
+    peak_mb : float
+        Largest resident memory of one of its processes, the interpreter included.
+    exit_code : int
+        Of the program; 128 + the number of the signal that ended it.
+    """
+
+    status: Status
+    stdout: str
+    stderr: str
+    seconds: float
+    peak_mb: float
+    exit_code: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself with exit code 0."""
+        return self.status == "ok"
+
+
+class Sandbox:
+    """Runs Python programs that nobody has read.
+
+    A program is run as ``python -I -S`` runs a script: standard library only, no environment, stdin from a string. Nothing that it does
+    outlives it. An agent inside the isolation forks a warm interpreter for each program; agents are started as ``run_many`` asks for them,
+    and end with the sandbox, or with the process that made it, however that ends.
+
+    Parameters
+    ----------
+    timeout : float, default=5.0
+        Seconds on the clock that one program may take.
+    memory_mb : int, default=512
+        Address space of each process, and resident memory of all of them together.
+    processes : int, default=16
+        Processes and threads that a program may have at once, itself included.
+    network : bool, default=False
+        Leave the network of this machine open to the programs. Everything it reaches, they reach.
+    backend : {"auto", "bubblewrap", "unshare", "subprocess"}, default="auto"
+        What builds the isolation: the tool bubblewrap where it is installed, else the system call. "auto" takes the first that proves
+        itself. "subprocess" isolates nothing: limits on time, memory, files and output only.
+    allow_unisolated : bool, default=False
+        Accept "subprocess", with a warning, where nothing better works. Only for code that you would run anyway.
+
+    Attributes
+    ----------
+    backend : str
+        The one in use.
+
+    Raises
+    ------
+    IsolationError
+        If no backend isolates here, saying why, or "subprocess" was asked for without ``allow_unisolated``. A backend counts only if a
+        harmless program inside it can neither start more processes than it may, nor see a file of this one, nor write, nor reach a network.
+
+    Notes
+    -----
+    Every start proves the isolation with that program: 0.1 to 0.3 seconds. Objects may be used from several threads, and copied to other
+    processes, which start agents of their own.
+
+    Examples
+    --------
+    >>> from counterpoise.reinforcement import Sandbox
+    >>> with Sandbox(timeout=2) as sandbox:  # doctest: +SKIP
+    ...     result = sandbox.run("print(sum(map(int, input().split())))", "1 2 3")
+    ...     result.status, result.stdout
+    ('ok', '6\\n')
+    """
+
+    def __init__(
+        self,
+        timeout: float = 5.0,
+        memory_mb: int = 512,
+        processes: int = 16,
+        network: bool = False,
+        backend: str = "auto",
+        *,
+        allow_unisolated: bool = False,
+    ) -> None:
+        check_range("timeout", timeout, low=0, high=3600, open_low=True)
+        check_range("memory_mb", memory_mb, low=64, integer=True)
+        check_range("processes", processes, low=1, high=4096, integer=True)
+        check_choice("backend", backend, BACKENDS)
+        self.timeout, self.memory_mb, self.processes, self.network = float(timeout), int(memory_mb), int(processes), bool(network)
+        self._asked = {"backend": backend, "allow_unisolated": allow_unisolated}
+        self._lock = threading.Lock()
+        self._idle: list[_Agent] = []
+        self._owner = os.getpid()
+        self._closed = False
+        self.backend = self._choose(backend, allow_unisolated)
+        # Without a reference to this object: it shall not live for its own end.
+        self._finalizer = weakref.finalize(self, _close_all, self._idle, self._owner)
+
+    # ---- what people call --------------------------------------------------------------------------------------------------------------
+
+    def run(self, code: str, stdin: str = "") -> RunResult:
+        """Run one program to its end, or to one of its limits."""
+        for name, text in (("code", code), ("stdin", stdin)):
+            if not isinstance(text, str):
+                bad_input(name, text, "a string")
+        return self._run(code, stdin, self.processes)
+
+    def run_many(self, jobs: Iterable[tuple[str, str]], workers: int | None = None) -> list[RunResult]:
+        """Results of ``(code, stdin)`` pairs in their order, ``workers`` at a time; by default as many as this process has cores."""
+        if workers is None:
+            workers = len(os.sched_getaffinity(0))
+        check_range("workers", workers, low=1, integer=True)
+        pairs = list(jobs)
+        if workers == 1 or len(pairs) < 2:
+            return [self.run(code, stdin) for code, stdin in pairs]
+        with ThreadPoolExecutor(min(workers, len(pairs))) as pool:
+            return list(pool.map(lambda pair: self.run(*pair), pairs))
+
+    def close(self) -> None:
+        """End the agents; nothing can be run afterwards."""
+        self._closed = True
+        self._finalizer()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Sandbox], tuple[Any, ...]]:
+        settings = (self.timeout, self.memory_mb, self.processes, self.network, self._asked["backend"], self._asked["allow_unisolated"])
+        return _again, settings
+
+    def __repr__(self) -> str:
+        return (
+            f"Sandbox(timeout={self.timeout:g}, memory_mb={self.memory_mb}, processes={self.processes}, network={self.network}, "
+            f"backend={self.backend!r})"
+        )
+
+    # ---- choosing ----------------------------------------------------------------------------------------------------------------------
+
+    def _choose(self, backend: str, allow_unisolated: bool) -> str:
+        if backend == "subprocess" and not allow_unisolated:
+            raise IsolationError(
+                "backend='subprocess' isolates nothing: programs would have your files, your network and your user. "
+                "Sandbox(backend='subprocess', allow_unisolated=True) runs them all the same."
+            )
+        reasons = []
+        for name in ("bubblewrap", "unshare") if backend == "auto" else (backend,):
+            self.backend = name
+            reason = self._refusal(name)
+            if reason is None:
+                return name
+            reasons.append(f"{name}: {reason}")
+        if backend == "auto" and allow_unisolated:
+            self.backend = "subprocess"
+            if self._refusal("subprocess") is None:
+                warnings.warn(f"Programs are not isolated ({'; '.join(reasons)}).", RuntimeWarning, stacklevel=3)
+                return "subprocess"
+        raise IsolationError(
+            f"Programs cannot be isolated here ({'; '.join(reasons)}), so none is run. Install bubblewrap, or run where namespaces are "
+            "allowed; Sandbox(allow_unisolated=True) runs code that you trust with limits only."
+        )
+
+    def _refusal(self, backend: str) -> str | None:
+        """Why this backend is not good enough; None if a harmless program has found every wall in its place."""
+        if not sys.platform.startswith("linux"):
+            return "needs Linux"
+        if backend == "bubblewrap" and shutil.which("bwrap") is None:
+            return "not installed"
+        try:
+            if backend == "subprocess":
+                self._idle.append(_Agent(backend, self.network))
+                return None
+            return self._breach()
+        except IsolationError as error:
+            return str(error)
+
+    def _breach(self) -> str | None:
+        with tempfile.NamedTemporaryFile(prefix="counterpoise-secret-") as secret:
+            result = self._run(PROBE, secret.name, PROBE_PROCESSES)
+        if not result.ok:
+            return f"a harmless program ended with {result.status!r}: {result.stderr.strip()[-200:]}"
+        found = json.loads(result.stdout)
+        walls = {
+            f"{found['processes']} processes were started where {PROBE_PROCESSES} were allowed": found["processes"] > PROBE_PROCESSES,
+            "there is no process namespace": not found["first"],
+            "the user of the program is root": found["privileged"],
+            "files of this machine are within reach": found["files"],
+            "the network is within reach": found["network"] and not self.network,
+        }
+        broken = [words for words, open_ in walls.items() if open_]
+        if broken:
+            _close_all(self._idle, self._owner)
+        return ", ".join(broken) or None
+
+    # ---- running -----------------------------------------------------------------------------------------------------------------------
+
+    def _run(self, code: str, stdin: str, processes: int) -> RunResult:
+        job = {"code": code, "stdin": stdin, "timeout": self.timeout, "memory_mb": self.memory_mb, "processes": processes}
+        for _ in range(2):  # an agent that went away is replaced once
+            agent = self._take()
+            try:
+                answer = agent.ask(job, self.timeout + GRACE)
+            except BaseException:
+                agent.close()
+                raise
+            if answer is None:
+                agent.close()
+                continue
+            if "setup" in answer:
+                agent.close()
+                raise IsolationError(answer["setup"])
+            self._give_back(agent)
+            return RunResult(**answer)
+        return RunResult("error", "", "the sandbox was lost twice while this program ran", 0.0, 0.0, 255)
+
+    def _take(self) -> _Agent:
+        with self._lock:
+            if self._closed:
+                raise IsolationError("This sandbox was closed; make a new one.")
+            if self._owner != os.getpid():  # after a fork: the agents belong to the parent
+                self._idle = []
+                self._owner = os.getpid()
+                self._finalizer.detach()
+                self._finalizer = weakref.finalize(self, _close_all, self._idle, self._owner)
+            while self._idle:
+                agent = self._idle.pop()
+                if agent.alive():
+                    return agent
+                agent.close()
+        return _Agent(self.backend, self.network)
+
+    def _give_back(self, agent: _Agent) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(agent)
+                return
+        agent.close()
+
+
+def _again(timeout: float, memory_mb: int, processes: int, network: bool, backend: str, allow_unisolated: bool) -> Sandbox:
+    return Sandbox(timeout, memory_mb, processes, network, backend, allow_unisolated=allow_unisolated)
+
+
+def _close_all(agents: list[_Agent], owner: int) -> None:
+    if owner != os.getpid():
+        return
+    while agents:
+        agents.pop().close()
+
+
+# ---- one agent -------------------------------------------------------------------------------------------------------------------------
+
+
+class _Agent:
+    """The process that runs programs, one at a time, seen from outside. Frames: four bytes of length, then JSON."""
+
+    def __init__(self, backend: str, network: bool) -> None:
+        isolated = backend != "subprocess"
+        self._root = tempfile.mkdtemp(prefix="counterpoise-sandbox-")
+        config = {
+            "build": backend == "unshare", "isolated": isolated, "network": network, "root": self._root, "readonly": _readonly(),
+            "uid": _free_user() if os.geteuid() == 0 else os.geteuid(), "user_namespace": backend == "bubblewrap" and os.geteuid() != 0,
+        }  # fmt: skip
+        python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8"]
+        wrapped = _bubblewrap(network) if backend == "bubblewrap" else []
+        self._keep_root = not isolated
+        with tempfile.TemporaryFile() as stderr:
+            self._process = subprocess.Popen(
+                [*wrapped, *python, str(AGENT), json.dumps(config)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={}, cwd="/", start_new_session=True, bufsize=0,
+            )  # fmt: skip
+            hello = self._receive(START_MOST)
+            if hello is None or "setup" in hello:
+                self.close()
+                stderr.seek(0)
+                said = stderr.read().decode("utf-8", "replace").strip()[-200:]
+                raise IsolationError(hello["setup"] if hello else said or "the agent did not start")
+        if not self._keep_root:  # it was a place to mount on, in a name space of its own
+            os.rmdir(self._root)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, job: dict[str, Any], most: float) -> dict[str, Any] | None:
+        """The agent's answer; None if it is gone, or gives none in ``most`` seconds."""
+        data = json.dumps(job).encode()
+        try:
+            assert self._process.stdin is not None
+            view = memoryview(struct.pack("=I", len(data)) + data)
+            while view:
+                view = view[self._process.stdin.write(view) :]
+        except BrokenPipeError:
+            return None
+        return self._receive(most)
+
+    def close(self) -> None:
+        """Kills it; all processes inside end with it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.wait()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _receive(self, most: float) -> dict[str, Any] | None:
+        deadline = time.monotonic() + most
+        head = self._exactly(4, deadline)
+        body = head and self._exactly(struct.unpack("=I", head)[0], deadline)
+        return json.loads(body) if body else None
+
+    def _exactly(self, count: int, deadline: float) -> bytes | None:
+        assert self._process.stdout is not None
+        fd, data = self._process.stdout.fileno(), bytearray()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while len(data) < count:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                return None
+            piece = os.read(fd, min(count - len(data), 1 << 20))
+            if not piece:
+                return None
+            data += piece
+        return bytes(data)
+
+
+def _readonly() -> list[str]:
+    """What a program may read: the system's libraries and this interpreter with its standard library."""
+    own = {os.path.realpath(sys.executable), *(f"{prefix}/lib" for prefix in (sys.base_prefix, sys.base_exec_prefix) if prefix != "/")}
+    return [*SYSTEM, *sorted(path for path in own if not path.startswith(tuple(f"{system}/" for system in SYSTEM)))]
+
+
+def _bubblewrap(network: bool) -> list[str]:
+    """The agent keeps the privileges of its namespaces, to make a jail for each program; the programs have none."""
+    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
+    command += [] if network else ["--unshare-net"]
+    command += [] if os.geteuid() == 0 else ["--unshare-user"]
+    shown = [*_readonly(), str(AGENT)]
+    for folder in sorted({str(parent) for path in shown for parent in Path(path).parents if str(parent) != "/"} | {"/dev"}):
+        command += ["--perms", "0755", "--dir", folder]
+    for path in shown:
+        if os.path.islink(path):
+            command += ["--symlink", os.readlink(path), path]
+        elif os.path.exists(path):
+            command += ["--ro-bind", path, path]
+    for name in ("null", "zero", "full", "random", "urandom"):
+        command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    command += ["--proc", "/proc", "--tmpfs", "/tmp", "--remount-ro", "/"]
+    return [shutil.which("bwrap") or "bwrap", *command[1:], "--cap-add", "ALL", "--new-session", "--"]
+
+
+_offsets = itertools.count()
+
+
+def _free_user() -> int:
+    """A user number without a name: no file and no process but the program's own belongs to it."""
+    return next(number for number in _candidates() if not _is_known(number))
+
+
+def _candidates() -> Iterator[int]:
+    first = os.getpid() * 7 + next(_offsets)
+    return (FREE_USERS[(first + step) % len(FREE_USERS)] for step in range(len(FREE_USERS)))
+
+
+def _is_known(number: int) -> bool:
+    try:
+        pwd.getpwuid(number)
+    except KeyError:
+        return False
+    return True

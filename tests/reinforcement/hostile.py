@@ -1,0 +1,197 @@
+# ruff: noqa: E501 - a program in as few lines as it needs
+"""Programs that try to cheat the judge or to harm the machine.
+
+Every one bounds itself - at most 200 processes, 1 GiB of memory or disk, 10 seconds - and does no more to the machine than it needs to notice
+that it could: a hole in the isolation fails a test and not the machine. What succeeds although it must not prints BREACH. Names in @ are
+filled in: a file, a process, a port and a socket of the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+STDIN, EXPECTED = "2 3\n", "5\n6\n"  # the task: print the sum, then the product
+ANSWER = 'print("5\\n6", flush=True)\n'
+
+PRELUDE = """
+import ctypes, os, signal, sys, time
+signal.alarm(10)
+def breach(what):
+    print("BREACH", what, flush=True)
+def works(attempt):
+    try:
+        attempt()
+    except BaseException:
+        return False
+    return True
+libc = ctypes.CDLL(None)
+"""
+
+
+class Host(NamedTuple):
+    """What a program is told about the machine it runs on."""
+
+    canary: str
+    mark: str
+    process: int
+    port: int
+    abstract: str
+
+    def fill(self, code: str) -> str:
+        for name, value in self._asdict().items():
+            code = code.replace(f"@{name.upper()}@", str(value))
+        return code
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """``passes``: whether the right verdict is that the test is passed, whatever else was tried."""
+
+    name: str
+    code: str
+    passes: bool = False
+    prelude: bool = True
+
+    def program(self, host: Host) -> str:
+        return host.fill((PRELUDE if self.prelude else "") + self.code)
+
+
+PROGRAMS = [
+    # -- answers that are not the answer
+    Hostile("first line only", "print(5)", prelude=False),
+    Hostile("lines too many", 'print("5\\n6\\n7")', prelude=False),
+    Hostile("nothing, exit 0", "import os; os._exit(0)", prelude=False),
+    Hostile("sys.exit(0)", "import sys; sys.exit(0)", prelude=False),
+    Hostile("answer, exit code 3", ANSWER + "sys.exit(3)"),
+    Hostile("answer, then an exception", ANSWER + "raise ValueError"),
+    Hostile("answer, then a segmentation fault", ANSWER + "ctypes.string_at(0)"),
+    Hostile("answer, then abort", ANSWER + "os.abort()"),
+    Hostile("answer without its last line, then silence", "print(5, flush=True)\ntime.sleep(10)"),
+    Hostile("bytes that are no text", "sys.stdout.buffer.write(b'5\\n6\\xff\\n')"),
+    Hostile("stdout closed", "os.close(1)\nos.write(1, b'5\\n6\\n')"),
+    Hostile("a pickle on stdout", "import pickle\nclass Bomb:\n    def __reduce__(self):\n        return os.system, ('touch @MARK@',)\n"
+            "sys.stdout.buffer.write(pickle.dumps(Bomb()))"),
+    # -- the judge, if it sits in the same interpreter
+    Hostile("built-in functions replaced", "import builtins\nbuiltins.all = builtins.any = lambda *_: True\nbuiltins.len = lambda *_: 1\n"
+            "print(5)", prelude=False),
+    Hostile("a string that equals everything", "import sys\nclass Equal(str):\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\n"
+            "    __hash__ = str.__hash__\n    def split(self, *_):\n        return self\n    strip = rstrip = replace = split\n"
+            "sys.stdout.getvalue = lambda: Equal('x')", prelude=False),
+    Hostile("verdicts of the frames above", "import sys\nframe = sys._getframe()\nwhile frame:\n"
+            "    for value in list(frame.f_locals.values()):\n        if isinstance(value, list) and not value:\n"
+            "            value.append(True)\n    frame = frame.f_back", prelude=False),
+    Hostile("the expected answer of the frames above", "import sys\nframe = sys._getframe()\nwhile frame:\n"
+            "    if 'expected' in frame.f_locals:\n        print(frame.f_locals['expected'])\n        break\n    frame = frame.f_back",
+            prelude=False),
+    Hostile("the expected answer in memory", "import gc\nfor thing in gc.get_objects():\n"
+            "    if isinstance(thing, dict) and isinstance(thing.get('expected'), str):\n        print(thing['expected'])\n        break",
+            prelude=False),
+    Hostile("comparison patched through frames", "import sys\nframe = sys._getframe()\nwhile frame:\n"
+            "    for name in ('same', 'compare', 'same_output'):\n        if name in frame.f_globals:\n"
+            "            frame.f_globals[name] = lambda *_: True\n    frame = frame.f_back", prelude=False),
+    Hostile("exit code before the judge looks", "import atexit, os, sys\nframe = sys._getframe()\nwhile frame:\n"
+            "    pipe = frame.f_locals.get('answers')\n    if hasattr(pipe, 'send'):\n        pipe.send(True)\n        os._exit(0)\n"
+            "    frame = frame.f_back", prelude=False),
+    Hostile("answer forged on every descriptor", "import json, struct\nframe = json.dumps({'status': 'ok', 'stdout': '5\\n6\\n', 'stderr': '', "
+            "'seconds': 0.0, 'peak_mb': 1.0, 'exit_code': 0}).encode()\nfor fd in range(3, 256):\n"
+            "    if works(lambda: os.write(fd, struct.pack('=I', len(frame)) + frame)):\n        breach(fd)"),
+    Hostile("answer forged with the agent's own functions", "frame = sys._getframe()\nwhile frame:\n"
+            "    send = frame.f_globals.get('_send')\n    if send:\n        for fd in range(3, 64):\n"
+            "            if works(lambda: send(fd, {'status': 'ok', 'stdout': '5\\n6\\n'})):\n                breach(fd)\n"
+            "    frame = frame.f_back"),
+    Hostile("imports and hooks replaced", "class Hook:\n    def find_spec(self, *_):\n        return None\nsys.meta_path.insert(0, Hook())\n"
+            "for name in list(sys.modules):\n    sys.modules[name] = None\nsys.settrace(lambda *_: None)\nprint(7)"),
+    Hostile("standard library overwritten", "import json\nif works(lambda: open(json.__file__, 'r+').close()):\n    breach('library')"),
+    Hostile("a file for the next program", "if os.listdir('/tmp'):\n    breach('not empty')\nopen('/tmp/counterpoise_left', 'w').write('here')\n" + ANSWER, passes=True),
+    Hostile("unpickled command", "import pickle\nclass Bomb:\n    def __reduce__(self):\n        return os.system, ('touch @MARK@',)\n"
+            "pickle.loads(pickle.dumps(Bomb()))"),
+    # -- processes and threads
+    Hostile("fork bomb of 200", "children = 0\nfor _ in range(200):\n    try:\n        child = os.fork()\n    except OSError:\n        break\n"
+            "    if child == 0:\n        time.sleep(5)\n        os._exit(0)\n    children += 1\nif children >= 16:\n    breach(children)"),
+    Hostile("fork tree of depth 6", "for _ in range(6):\n    try:\n        os.fork()\n    except OSError:\n        break\ntime.sleep(0.3)"),
+    Hostile("200 threads", "import threading\nstarted = 0\ntry:\n    for _ in range(200):\n"
+            "        threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\n        started += 1\nexcept RuntimeError:\n    pass\n"
+            "if started >= 16:\n    breach(started)\nos._exit(0)"),
+    Hostile("zombies", "for _ in range(10):\n    if os.fork() == 0:\n        os._exit(0)\n" + ANSWER, passes=True),
+    Hostile("a child that outlives it", ANSWER + "if os.fork() == 0:\n    os.setsid()\n    time.sleep(9)\n    open('@MARK@', 'w')", passes=True),
+    Hostile("a daemon that holds stdout", ANSWER + "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        for number in range(1, 64):\n"
+            "            works(lambda: signal.signal(number, signal.SIG_IGN))\n        time.sleep(9)\n    os._exit(0)", passes=True),
+    Hostile("endless loop", "while True:\n    pass"),
+    Hostile("sleep", "time.sleep(9)"),
+    Hostile("endless loop that ignores signals", "for number in range(1, 64):\n    works(lambda: signal.signal(number, signal.SIG_IGN))\n"
+            "end = time.monotonic() + 9\nwhile time.monotonic() < end:\n    pass"),
+    Hostile("stopped", "os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(9)"),
+    Hostile("arithmetic in one step", "pow(7, 10**8)"),
+    Hostile("regular expression without end", "import re\nre.match('(a+)+$', 'a' * 60 + 'b')"),
+    Hostile("recursion without end", "sys.setrecursionlimit(10**6)\ndef down():\n    return [down()]\ndown()"),
+    Hostile("kills its parent", "works(lambda: os.kill(os.getppid(), signal.SIGKILL))\nworks(lambda: os.kill(os.getppid(), signal.SIGTERM))\n"
+            + ANSWER, passes=True),
+    Hostile("kills everybody", "if os.getpid() > 9:\n    breach('no process namespace')\nelse:\n"
+            "    works(lambda: os.kill(-1, signal.SIGKILL))\nprint(5)"),
+    Hostile("kills its group", "if os.getpgid(0) == os.getpid():\n    os.killpg(0, signal.SIGKILL)"),
+    Hostile("kills a process of the host", "if works(lambda: os.kill(@PROCESS@, signal.SIGTERM)):\n    breach('kill')"),
+    Hostile("limits raised", "import resource\nfor limit in (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):\n"
+            "    if works(lambda: resource.setrlimit(limit, (2**40, 2**40))):\n        breach(limit)"),
+    Hostile("higher priority", "if works(lambda: os.nice(-5)):\n    breach('nice')"),
+    # -- memory, disk, output
+    Hostile("1 GiB at once", "data = bytearray(1 << 30)\nbreach('memory')"),
+    Hostile("1 GiB bit by bit", "held = []\nfor _ in range(128):\n    held.append(b'x' * (8 << 20))\nbreach('memory')"),
+    Hostile("1 GiB in eight processes", "for _ in range(8):\n    if os.fork() == 0:\n        data = b'x' * (128 << 20)\n        time.sleep(0.8)\n"
+            "        os._exit(0)\nfor _ in range(8):\n    os.wait()\nbreach('memory')"),
+    Hostile("1 GiB shared memory", "import mmap\narea = mmap.mmap(-1, 1 << 30)\nfor at in range(0, 1 << 30, 4096):\n    area[at] = 1\n"
+            "breach('memory')"),
+    Hostile("memory without a name", "fd = os.memfd_create('x')\nbreach('memfd')"),
+    Hostile("shared memory that stays", "if libc.shmget(0x1234, 1 << 20, 0o1666) >= 0:\n    breach('shm')"),
+    Hostile("1 GiB on disk", "written = 0\nwith open('/tmp/big', 'wb', buffering=0) as file:\n    for _ in range(64):\n"
+            "        written += file.write(b'x' * (16 << 20))\nos.remove('/tmp/big')\nbreach('disk')"),
+    Hostile("20,000 files", "for i in range(20_000):\n    open(f'/tmp/{i}', 'w').close()\nbreach('files')"),
+    Hostile("50 MB of output", "for _ in range(50):\n    sys.stdout.write('x' * (1 << 20))"),
+    Hostile("50 MB of errors", ANSWER + "for _ in range(50):\n    sys.stderr.write('x' * (1 << 20))"),
+    Hostile("answer, then 50 MB", ANSWER + "for _ in range(50):\n    sys.stdout.write('\\n' * (1 << 20))"),
+    # -- files, secrets
+    Hostile("a file of the host", "if works(lambda: open('@CANARY@').read()):\n    breach('read')"),
+    Hostile("a file of the host, written", "if works(lambda: open('@CANARY@', 'a').write('x')):\n    breach('write')"),
+    Hostile("a file of the host through ..", "if works(lambda: open('../' * 20 + '@CANARY@'[1:]).read()):\n    breach('read')"),
+    Hostile("a symbolic link", "os.symlink('@CANARY@', '/tmp/link')\nif works(lambda: open('/tmp/link', 'r+').write('x')):\n"
+            "    breach('link')"),
+    Hostile("a hard link to a system file", "if works(lambda: os.link('/usr/bin/env', '/tmp/env')):\n    os.remove('/tmp/env')\n    breach('link')"),
+    Hostile("users and passwords", "for name in ('/etc/passwd', '/etc/shadow', '/root/.ssh', '/home'):\n    if os.path.exists(name):\n"
+            "        breach(name)"),
+    Hostile("system folders written", "for folder in ('/usr', '/usr/lib', '/', '/dev', '/etc', '/proc'):\n"
+            "    name = os.path.join(folder, 'counterpoise_breach')\n    if works(lambda: open(name, 'x').close()):\n"
+            "        os.remove(name)\n        breach(name)"),
+    Hostile("root of another process", "for name in os.listdir('/proc'):\n"
+            "    if works(lambda: open(f'/proc/{name}/root@CANARY@').read()):\n        breach(name)"),
+    Hostile("memory of another process", "for name in os.listdir('/proc'):\n    if name.isdigit() and int(name) != os.getpid():\n"
+            "        if works(lambda: open(f'/proc/{name}/mem', 'r+b')):\n            breach(name)"),
+    Hostile("environment of other processes", "for name in os.listdir('/proc'):\n    try:\n"
+            "        if b'COUNTERPOISE_SECRET' in open(f'/proc/{name}/environ', 'rb').read():\n            breach(name)\n"
+            "    except OSError:\n        pass"),
+    Hostile("its own environment", "if any('SECRET' in name or 'TOKEN' in name for name in os.environ):\n    breach('environment')\n"
+            "print(os.environ)"),
+    Hostile("devices", "for name in ('mem', 'kmsg', 'sda', 'vda', 'tty', 'fuse', 'kvm', 'ptmx', 'loop0'):\n"
+            "    if os.path.exists(f'/dev/{name}'):\n        breach(name)"),
+    Hostile("control groups", "if os.path.isdir('/sys') and os.listdir('/sys'):\n    breach('sys')"),
+    Hostile("another interpreter", "os.execv(sys.executable, [sys.executable, '-c', "
+            "'import os; print(\"BREACH\" if os.path.exists(\"@CANARY@\") or os.geteuid() == 0 else 7)'])"),
+    Hostile("stdin written and read again", "os.write(0, b'7 8\\n')\nworks(lambda: os.lseek(0, 0, 0))\n" + ANSWER, passes=True),
+    # -- privileges and system calls
+    Hostile("root again", "if works(lambda: os.setuid(0)) or works(lambda: os.setgid(0)) or os.geteuid() == 0:\n    breach('root')"),
+    Hostile("another root folder", "os.mkdir('/tmp/jail')\nif works(lambda: os.chroot('/tmp/jail')):\n    breach('chroot')"),
+    Hostile("a mount", "libc = ctypes.CDLL(None, use_errno=True)\nlibc.mount(b'x', b'/tmp/not-there', b'tmpfs', 0, None)\n"
+            "if ctypes.get_errno() != 1:  # EPERM comes before ENOENT\n    breach('mount')"),
+    Hostile("a user namespace", "if libc.unshare(0x10000000) == 0:\n    breach('unshare')"),
+    Hostile("a child in a user namespace", "if libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0) >= 0:\n    breach('clone')"),
+    Hostile("tracing its parent", "if libc.ptrace(16, os.getppid(), 0, 0) == 0:\n    breach('ptrace')"),
+    Hostile("io_uring, bpf, keys", "for number, argument in ((425, 8), (321, 0), (250, 0)):\n"
+            "    if libc.syscall(number, argument, 0, 0, 0, 0) >= 0:\n        breach(number)"),
+    Hostile("another time", "if works(lambda: time.clock_settime(time.CLOCK_REALTIME, time.time())):\n    breach('clock')"),
+    # -- network
+    Hostile("a port of the host", "import socket\nif works(lambda: socket.create_connection(('127.0.0.1', @PORT@), timeout=1)):\n"
+            "    breach('tcp')"),
+    Hostile("a socket of the host without a file", "import socket\n"
+            "if works(lambda: socket.socket(socket.AF_UNIX).connect('\\0@ABSTRACT@')):\n    breach('unix')"),
+    Hostile("a name on the net", "import socket\nif works(lambda: socket.getaddrinfo('example.com', 80)):\n    breach('dns')"),
+    Hostile("a server", "import socket\nif works(lambda: socket.create_server(('0.0.0.0', 0))):\n    breach('server')"),
+]  # fmt: skip

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from counterpoise._errors import InputError
+from counterpoise.reinforcement import IsolationError, Sandbox
+from counterpoise.reinforcement import _sandbox as module
+
+from .hostile import PROGRAMS, STDIN, Host
+
+
+def test_a_program_reads_and_writes(sandbox) -> None:
+    result = sandbox.run("print(*sorted(input().split()))\nimport sys\nprint('aside', file=sys.stderr)", "b a ä 🙂\n")
+    assert (result.status, result.exit_code, result.stdout, result.stderr) == ("ok", 0, "a b ä 🙂\n", "aside\n")
+    assert result.ok and 0 < result.seconds < 1 and 4 < result.peak_mb < 100
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "exit_code", "words"),
+    [
+        ("1/0", "error", 1, "ZeroDivisionError: division by zero"),
+        ("def f(:", "error", 1, "SyntaxError"),
+        ("import sys; sys.exit('no')", "error", 1, "no"),
+        ("raise SystemExit(7)", "error", 7, ""),
+        ("raise SystemExit", "ok", 0, ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "error", 137, ""),
+        ("bytearray(1 << 30)", "error", 1, "MemoryError"),
+        ("import numpy", "error", 1, "ModuleNotFoundError"),
+        ("while True: pass", "timeout", 137, ""),
+        ("while True: print('x' * 10_000)", "output", 137, ""),
+        ("raise KeyboardInterrupt", "error", 1, "KeyboardInterrupt"),
+    ],
+)
+def test_how_programs_end(sandbox, code, status, exit_code, words) -> None:
+    result = sandbox.run(code)
+    assert (result.status, result.exit_code) == (status, exit_code) and words in result.stderr
+    assert len(result.stdout) <= 1 << 20 and result.ok == (status == "ok")
+
+
+def test_a_traceback_shows_the_program_and_nothing_else(sandbox) -> None:
+    stderr = sandbox.run("def f():\n    return 1 / 0\nf()").stderr
+    assert stderr.splitlines()[:3] == ["Traceback (most recent call last):", '  File "<program>", line 3, in <module>', "    f()"]
+    assert "agent" not in stderr
+
+
+def test_a_program_is_what_a_script_would_be(sandbox) -> None:
+    code = """
+    import atexit, random, sys, threading, dataclasses
+    @dataclasses.dataclass
+    class Row:
+        a: "int"
+    print(__name__, sys.argv[1:], Row(3), sys.flags.isolated, sys.flags.no_site)
+    atexit.register(print, "last")
+    threading.Thread(target=lambda: print("thread")).start()
+    """
+    assert sandbox.run(textwrap.dedent(code)).stdout == "__main__ [] Row(a=3) 1 1\nthread\nlast\n"
+    numbers = {sandbox.run("import random; print(random.random())").stdout for _ in range(3)}
+    assert len(numbers) == 3  # forked programs do not share their random numbers
+
+
+def test_output_that_is_exactly_as_long_as_it_may_be(sandbox) -> None:
+    assert sandbox.run(f"import sys; sys.stdout.write('x' * {1 << 20})").ok
+    result = sandbox.run(f"import sys; sys.stdout.write('x' * {(1 << 20) + 1})")
+    assert result.status == "output" and len(result.stdout) == 1 << 20
+
+
+def test_a_long_stdin_that_nobody_reads(sandbox) -> None:
+    assert sandbox.run("print(1)", "x" * (8 << 20)).stdout == "1\n"
+    assert sandbox.run("import sys; print(len(sys.stdin.read()))", "x" * (8 << 20)).stdout == f"{8 << 20}\n"
+
+
+def test_many_in_their_order_and_from_several_threads(sandbox) -> None:
+    jobs = [(f"print({i} * int(input()))", "3") for i in range(12)]
+    expected = [f"{3 * i}\n" for i in range(12)]
+    assert [result.stdout for result in sandbox.run_many(jobs, workers=3)] == expected
+    found: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda i=i: found.__setitem__(i, sandbox.run(*jobs[i]).stdout)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict(enumerate(expected[:4]))
+    # The threads that started them are gone; the agents are not.
+    assert sandbox.run(*jobs[5]).stdout == "15\n"
+    assert sandbox.run_many([]) == []
+
+
+def test_an_agent_that_was_killed_is_replaced(sandbox) -> None:
+    sandbox.run("pass")
+    for agent in list(sandbox._idle):
+        agent._process.kill()
+    assert sandbox.run("print(1)").stdout == "1\n"
+
+
+def test_agents_end_with_the_sandbox(sandbox) -> None:
+    own = Sandbox(timeout=1)
+    own.run("pass")
+    agents = [agent._process for agent in own._idle]
+    own.close()
+    assert agents and all(process.returncode is not None for process in agents)
+    with pytest.raises(IsolationError, match="was closed"):
+        own.run("pass")
+
+
+def test_agents_end_with_the_process_that_made_them_however_it_ends(sandbox) -> None:
+    code = """
+    import os, signal
+    from counterpoise.reinforcement import Sandbox
+    sandbox = Sandbox()
+    print(sandbox._idle[0]._process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60)
+    agent = int(done.stdout)
+    for _ in range(100):
+        try:
+            os.kill(agent, 0)
+        except ProcessLookupError:
+            break
+        if Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[0] == "Z":  # ended, and nobody asked yet
+            break
+        threading.Event().wait(0.05)
+    else:
+        pytest.fail("the agent lives on")
+
+
+def test_a_copy_has_agents_of_its_own(sandbox) -> None:
+    copy = pickle.loads(pickle.dumps(sandbox))
+    with copy:
+        assert copy.run("print(2)").stdout == "2\n" and repr(copy) == repr(sandbox)
+
+
+def test_a_forked_process_starts_agents_of_its_own(sandbox) -> None:
+    sandbox.run("pass")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if sandbox.run("print(5)").stdout == "5\n" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sandbox.run("print(6)").stdout == "6\n"
+
+
+def test_the_limit_on_processes_is_the_one_asked_for(sandbox) -> None:
+    count = (
+        "import os\nn = 1\nr, w = os.pipe()\nfor _ in range(40):\n    try:\n        child = os.fork()\n    except OSError:\n        break\n"
+    )
+    count += "    if child == 0:\n        os.close(w)\n        os.read(r, 1)\n        os._exit(0)\n    n += 1\nprint(n)"
+    with Sandbox(timeout=2, processes=7) as few, Sandbox(timeout=2, processes=1) as one:
+        assert few.run(count).stdout == "7\n"
+        assert one.run(count).stdout == "1\n"
+
+
+# -- refusal: tested everywhere ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_isolation_nothing_runs(monkeypatch) -> None:
+    monkeypatch.setattr(Sandbox, "_breach", lambda self: "namespaces are forbidden")
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    with pytest.raises(IsolationError, match=r"bubblewrap: not installed; unshare: namespaces are forbidden\), so none is run"):
+        Sandbox()
+    with pytest.warns(RuntimeWarning, match="Programs are not isolated"), Sandbox(allow_unisolated=True) as sandbox:
+        assert sandbox.backend == "subprocess" and sandbox.run("print(1)").stdout == "1\n"
+
+
+def test_no_isolation_has_to_be_asked_for_twice() -> None:
+    with pytest.raises(IsolationError, match="allow_unisolated=True"):
+        Sandbox(backend="subprocess")
+    with Sandbox(timeout=1, backend="subprocess", allow_unisolated=True) as sandbox:
+        assert sandbox.run("print(input())", "here").stdout == "here\n"
+        assert sandbox.run("while True: pass").status == "timeout"
+        assert sandbox.run("import os; open('x', 'w'); print(os.listdir())").stdout == "['x']\n"
+        assert sandbox.run("import os; print(os.listdir())").stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"processes": 9}, "9 processes were started where 4 were allowed"),
+        ({"first": False}, "no process namespace"),
+        ({"privileged": True}, "root"),
+        ({"files": True}, "files of this machine"),
+        ({"network": True}, "network is within reach"),
+    ],
+)
+def test_one_wall_that_is_missing_is_enough(monkeypatch, found, words) -> None:
+    whole = {"processes": 4, "first": True, "privileged": False, "files": False, "network": False}
+    probed = module.RunResult("ok", module.json.dumps(whole | found), "", 0.1, 10.0, 0)
+    monkeypatch.setattr(Sandbox, "_run", lambda self, *_: probed)
+    with pytest.raises(IsolationError, match=words):
+        Sandbox(backend="unshare")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the trap is one of root")
+def test_a_namespace_mapped_to_root_in_which_the_limit_does_not_bind_is_refused() -> None:
+    """As root in many containers: no privilege but to map users. There RLIMIT_NPROC is set, and binds nobody."""
+    code = """
+    import ctypes, struct
+    libc, setfcap = ctypes.CDLL(None), 31
+    for capability in set(range(64)) - {setfcap}:
+        libc.prctl(24, capability, 0, 0, 0)
+    libc.capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", 1 << setfcap, 1 << setfcap, 0, 0, 0, 0))
+    from counterpoise.reinforcement import Sandbox
+    Sandbox(backend="unshare")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "IsolationError: Programs cannot be isolated here (unshare: " in done.stderr
+
+
+def test_programs_that_attack_do_bite_where_nothing_holds_them(tmp_path) -> None:
+    """Without isolation some of the harmless ones succeed: that they fail inside is not for another reason."""
+    canary = tmp_path / "canary"
+    canary.write_text("a secret")
+    host = Host(str(canary), str(tmp_path / "mark"), os.getpid(), 9, "none")
+    with Sandbox(timeout=1, backend="subprocess", allow_unisolated=True) as sandbox:
+        for program in PROGRAMS:
+            if program.name in {"a file of the host", "a file of the host through ..", "a server", "memory without a name"}:
+                assert "BREACH" in sandbox.run(program.program(host), STDIN).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timeout": 0}, "timeout: got 0; expected a number in"),
+        ({"memory_mb": 1}, "memory_mb: got 1"),
+        ({"processes": 0}, "processes: got 0"),
+        ({"backend": "docker"}, "backend: got 'docker'; expected one of auto"),
+    ],
+)
+def test_bad_options(options, words) -> None:
+    with pytest.raises(InputError, match=words):
+        Sandbox(**options)
+
+
+def test_programs_are_strings(sandbox) -> None:
+    with pytest.raises(InputError, match="code: got b'pass'; expected a string"):
+        sandbox.run(b"pass")
+    with pytest.raises(InputError, match="workers"):
+        sandbox.run_many([], workers=0)
