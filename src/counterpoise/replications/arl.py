@@ -483,7 +483,7 @@ def _figure(runs: Sequence[Row], best: Mapping[tuple[str, str], float]) -> Figur
         ("concatenation", "at the same learning rate"): [_difference(runs, setting, "arl", "concat") for setting in SETTINGS],
         ("concatenation", "each at its best rate"): [_tuned(runs, setting, best) for setting in SETTINGS],
         ("uniform factors", "one for all encoders"): [_difference(runs, setting, "arl", "uniform") for setting in SETTINGS],
-        ("ARL the wrong way round", "weights swapped"): [_difference(runs, setting, "arl", "swapped") for setting in SETTINGS],
+        ("swapped weights", "ARL the wrong way round"): [_difference(runs, setting, "arl", "swapped") for setting in SETTINGS],
     }
     rows = len(SETTINGS) * len(blocks)
     row_height, bottom, left, span = 19, 48, 330, 330
