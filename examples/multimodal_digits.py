@@ -151,7 +151,8 @@ if __name__ == "__main__":
             weights.append(weight)
         found[arm] = np.array(accuracies)
         both, image, sound = found[arm].mean(axis=0)
-        k = " ".join(f"{w:.2f}" for w in torch.stack(weights).mean(dim=0))
+        mean = torch.stack(weights).mean(dim=0)
+        k = " ".join(f"{w:.2f}" for w in mean) if mean.any() else "-"
         gaps = "" if arm == "unimodal losses" else " ".join(f"{d:+.3f}" for d in found[arm][:, 0] - found["unimodal losses"][:, 0])
         print(f"{arm:18s} {both:6.3f} {image:6.3f} {sound:6.3f}   {k:>11s} {time.process_time() - started:8.1f}   {gaps}", flush=True)
     asymmetry = found["+ ARL"][:, 0] - found["+ ARL inverted"][:, 0]

@@ -29,7 +29,9 @@ GUIDE = sorted((DOCS / "guide").glob("*.md"))
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "api" not in path.relative_to(DOCS).parts)
 GROUP = typer.main.get_command(_app.app)
 # Rooms whose guide is called as they are.
-SAME_NAME = ("losses", "decisions", "datasets", "data", "metrics", "schedules", "nn", "gradients", "optim", "weights")
+SAME_NAME = (
+    "losses", "decisions", "datasets", "data", "metrics", "schedules", "nn", "gradients", "optim", "weights", "scaling", "reinforcement",
+)  # fmt: skip
 SHELL = ("|", ">", "&&", ";", "&")  # where a command ends
 
 by_name = pytest.mark.parametrize("page", GUIDE, ids=lambda path: path.stem)

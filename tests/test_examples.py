@@ -24,6 +24,7 @@ class Example:
     needs: str = ""
     engine: str = ""
     arguments: tuple[str, ...] = ()
+    isolated: bool = False  # runs untrusted programs
 
 
 TABLE = {
@@ -73,10 +74,17 @@ TABLE = {
         arguments=("12",),
     ),
     "multimodal_digits.py": Example(
-        ("\none loss ", "\nOGM-GE ", "\n+ ARL ", "ARL minus its weights turned round", "Smallest error of a weighted mean: image"),
+        ("\none loss ", "\nOGM-GE ", "\n+ ARL ", "ARL minus its weights turned round", "Weights of the mean with the smallest error: image"),
         begins="1200 pairs of image and recording to train on, 300 to test on",
         needs="fsdd/fsdd.zip",
         arguments=("--quick",),
+    ),
+    "bapo_arithmetic.py": Example(
+        ("\nGRPO, ", "\nBAPO, ", "low bound  high bound  share", "\n  9- 16 "),
+        begins="49 sums and differences of SVAMP, 16 optimizer steps, 8 for each rollout",
+        needs="math-word-problems/svamp.json.gz",
+        engine="trl",
+        arguments=("16",),
     ),
     "omni_retrieval.py": Example(
         ("\none temperature ", "\nall parts ", "all 0.03", "fac 0.0", "of the gradient from"),
@@ -89,6 +97,24 @@ TABLE = {
         needs="stsb-dir/train_new.tsv.gz",
         engine="sentence_transformers",
         arguments=("12",),
+    ),
+    "tiered_code_rewards.py": Example(
+        ("% pass  basic   ", "tests of 5 problems: ", "var_asce_rev     epoch 0.1: high ", "of the advantages come from the tier"),
+        begins="prime_fib: 6 tests, 6 near misses of its solution",
+        needs="code-problems/HumanEval.jsonl.gz",
+        isolated=True,
+    ),
+    "scaling_audit.py": Example(
+        (
+            "wastes 6.30 % of the compute",
+            "of which +0.7 % is the bias of parabolas on this grid",
+            "Leaving out one budget gives 0.17 % (without 1e+22)",
+            "Chinchilla\n123 runs in 9 budgets",
+            "huber, log    alpha",
+        ),
+        begins="Llama 3\n133 runs in 10 budgets",
+        needs="isoflop/isoflops.csv",
+        arguments=("5",),
     ),
     "domain_generalisation.py": Example(
         ("sketch         aligned, defaults", "on the domain left out, better in", "Hessians differ most between"),
@@ -120,6 +146,8 @@ def test_example(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> N
     if example.engine and importlib.util.find_spec(example.engine) is None:
         pytest.skip(f"needs the package {example.engine!r} of an extra")
     done = run(name, tmp_path, *example.arguments)
+    if example.isolated and done.returncode == 1 and done.stderr.startswith("Programs cannot be isolated here"):
+        pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     for words in example.words:
         assert words in done.stdout, done.stdout

@@ -54,7 +54,7 @@ def test_every_option_of_study_is_shown(run: Callable[..., Any]) -> None:
 
 def test_only_commands_that_exist_are_shown(run: Callable[..., Any]) -> None:
     listed = run("--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
-    assert [line.split()[0] for line in listed.splitlines()] == ["study", "diagnose", "predict", "report", "replicate", "papers"]
+    assert [line.split()[0] for line in listed.splitlines()] == ["study", "diagnose", "predict", "report", "replicate", "papers", "scaling"]
 
 
 def test_version(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,8 +187,35 @@ def test_questions_that_do_not_fit_are_left_to_the_report() -> None:
         judged = [ROWS[0] | {"values": ROWS[0]["values"] | {"groups": (0.01, -0.1, 0.12, "undecided")}}, *ROWS[1:]]
         shown.print(study_table(judged, METRICS | {"groups": "recall"}, width=width))  # type: ignore[arg-type]
         text = shown.file.getvalue()  # type: ignore[attr-defined]
-        assert ("groups" in text) == (shown_questions == 4) and "probabilities" in text
+        assert ("groups" in text.splitlines()[0]) == (shown_questions == 4) and "probabilities" in text
+        assert ("Only in the report: groups." in " ".join(text.split())) == (shown_questions == 3)
         assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_finding_without_a_column_is_named_below() -> None:
+    """A remedy against dependence is judged on dependence: it must not look as if it did nothing but harm."""
+    shown = console(80)
+    judged = [ROWS[0] | {"values": ROWS[0]["values"] | {"dependence": (0.1137, 0.0734, 0.154, "helps")}}, *ROWS[1:]]
+    shown.print(study_table(judged, METRICS | {"dependence": "divergence"}, width=80))  # type: ignore[arg-type]
+    text = " ".join(shown.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "Only in the report: dependence (dependence, balanced-forest (forest) +0.114 [+0.073, +0.154] helps)." in text
+
+
+def test_rounds_after_the_repeats_are_planned_aloud() -> None:
+    shown = console(200)
+    ConsoleWatcher(shown).plan(Plan(PLAN.arms, repeats=1, trials=1, cells=605, jackknife=10))
+    said = shown.file.getvalue().splitlines()[0]  # type: ignore[attr-defined]
+    assert said == ("Plan: 3 arms, 1 repeat, then 10 rounds without a part of the rows for the interval of the rarest range, 605 cells.")
+
+
+def test_the_best_so_far_is_a_remedy() -> None:
+    class Placebo(FinishedStudy):
+        def table(self, question: str) -> list[TableRow]:
+            return [row("placebo", "linear", (0.05, 0.01, 0.09, "helps")), *ROWS]
+
+    shown = console(200)
+    ConsoleWatcher(shown).repeat(Placebo(), 1)
+    assert "best so far for decisions: balanced-forest (forest)" in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_question_that_nobody_could_judge_has_no_column() -> None:

@@ -46,6 +46,15 @@ def test_it_is_the_gradient_of_infonce() -> None:
     assert report.gradient_share.sum() == pytest.approx(1) and report.logit_share.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("gap", [10.0, 40.0, 300.0])
+def test_own_targets_have_half_of_the_gradient_however_easy_they_are(gap: float) -> None:
+    report = modality_sharpness(np.eye(4), np.eye(4), (["a", "b", "a", "b"], ["c", "c", "d", "d"]), temperature=1 / gap)
+    # Pairs of one size, and every query has the gradient p of each of three negatives, and 3 p of its own target.
+    assert report.gradient_share == pytest.approx([0.25] * 4, rel=1e-12)
+    own = modality_sharpness(np.eye(2), np.eye(2), (["a", "b"], ["a", "b"]), temperature=1 / gap)
+    assert own.gradient_share == pytest.approx([0.25] * 4, rel=1e-12)
+
+
 def test_some_rows_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, target = embeddings()
     whole = modality_sharpness(query, target, (OF_Q, OF_T), temperature=TAU)
@@ -98,6 +107,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         ((query, target, (OF_Q[:5], OF_T)), "modalities: got 5 items for 60 embeddings"),
         ((query, target, ([None, *OF_Q[1:]], OF_T)), "modalities: got none in row 0"),
         ((query, target, both, 0.0), "temperature"),
+        ((np.eye(2), np.eye(2), (["a", "b"], None), 1e-4), "temperature: got 0.0001; expected a larger one: own targets stand out so far"),
     ):
         with pytest.raises(InputError, match=message):
             modality_sharpness(*arguments)

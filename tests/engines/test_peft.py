@@ -60,15 +60,18 @@ def loss_of(model, batch):
     return F.cross_entropy(model(batch), LABELS)
 
 
+@pytest.mark.parametrize("options", [{}, {"rank_pattern": {"first": 5}, "alpha_pattern": {"last": 3}}], ids=["alike", "patterns"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_inner_products_and_sums_are_those_of_the_products(rslora) -> None:
-    model = adapted(rslora=rslora)
+def test_inner_products_and_sums_are_those_of_the_products(rslora, options) -> None:
+    model = adapted(rslora=rslora, **options)
     vectors = {name: products(model, name) for name in "xy"}
     names = list(vectors["x"])
     assert len(names) == 3 and len(vectors["y"]) == 2
     rows = torch.stack([flat(vectors[name], names) for name in "xy"])
     torch.testing.assert_close(adapter_gram(model, ["x", "y"]), rows @ rows.T)
+    drawn = torch.random.get_rng_state()
     c = merge_adapters(model, ["x", "y"], "arithmetic", [0.7, -1.3], scale=2.0, name="sum")
+    assert torch.equal(torch.random.get_rng_state(), drawn)
     assert c.tolist() == pytest.approx([1.4, -2.6])
     merged = products(model, "sum")
     for name in names:
@@ -157,3 +160,11 @@ def test_adapters_that_are_no_plain_products_are_refused() -> None:
     model = get_peft_model(Net(), LoraConfig(r=2, target_modules=["first"], use_dora=True), "x")
     with pytest.raises(InputError, match="adapters: got x with use_dora; expected adapters that are products"):
         merge_adapters(model, ["x"])
+    for word, value in (("trainable_token_indices", {"embed": [0]}), ("target_parameters", ["last.weight"])):
+        model = get_peft_model(Net(), LoraConfig(r=2, target_modules=["first"], **{word: value}), "x")
+        with pytest.raises(InputError, match=f"adapters: got x with {word}"):
+            position_adapters(model, ["x"], [WORDS], loss_of)
+    model = get_peft_model(Net(), LoraConfig(r=2, target_modules=["first"]), "x")
+    model.add_adapter("y", LoraConfig(r=2, target_modules=".*first"))
+    with pytest.raises(InputError, match="adapters: got target_modules of types set, str; expected names in all"):
+        merge_adapters(model, ["x", "y"])

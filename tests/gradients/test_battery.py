@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from counterpoise.gradients import MGDA, SAMGS, CAGrad, GCond, GradientAnnealing, GradNorm, PCGrad, Sum, WinsorizedMean
+from counterpoise.gradients import MGDA, SAMGS, BinaryVote, CAGrad, GCond, GradientAnnealing, GradNorm, PCGrad, Sum, WinsorizedMean
 from tests.batteries.gradients import AGGREGATOR_CHECKS, AggregatorCase, two_ranks_are_one_process
 from tests.gradients import examples
 
@@ -35,6 +35,8 @@ CASES = [
     AggregatorCase("sam-gs-equalize", partial(SAMGS, gamma=1), mean=False),  # its other branch: test_sam_gs
     AggregatorCase("annealing", partial(GradientAnnealing, scope="all", mean="entries"), permutation=False, mean=False),
     AggregatorCase("annealing-norm", partial(GradientAnnealing, statistic="norm"), permutation=False, mean=False),
+    AggregatorCase("vote", BinaryVote, homogeneous=False, spans=False, direction=False),
+    AggregatorCase("vote-majority", partial(BinaryVote, "majority", "zero"), homogeneous=False, spans=False, direction=False),
 ]
 # The base class, with a method of every kind.
 KINDS = [

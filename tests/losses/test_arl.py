@@ -60,6 +60,17 @@ def test_ignored_targets_are_the_base_losss_own_business() -> None:
     fused, alone, y = predictions()
     y[0] = -100
     assert torch.isfinite(ARLLoss()(fused, alone, y))
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    mask[1:, 0] = False  # a modality whose only row is ignored costs nothing
+    torch.testing.assert_close(ARLLoss()(fused, alone, y, mask), ARLLoss()(fused, alone[1:], y))
+
+
+def test_gamma_has_the_precision_of_the_loss() -> None:
+    fused, alone, y = predictions()
+    fused, alone = fused.double(), [part.double() for part in alone]
+    late = ARLLoss(4.1, warmup_steps=1).eval()
+    late.steps.fill_(1)
+    torch.testing.assert_close(late(fused, alone, y), ARLLoss(4.1)(fused, alone, y), rtol=1e-14, atol=0)
 
 
 def test_unimodal_logits_of_any_head() -> None:
@@ -80,6 +91,14 @@ def test_unimodal_logits_of_any_head() -> None:
         torch.testing.assert_close(a, b)
     named = zero_out_unimodal(linear, {"a": parts[0], "b": parts[1], "c": parts[2]})
     torch.testing.assert_close(named, zero_out_unimodal(linear, parts))
+
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).tanh()
+
+    own = Adapted(9, 3)
+    for a, b in zip(zero_out_unimodal(own, parts), zero_out_unimodal(lambda *h: own(torch.cat(h, dim=1)), parts), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 FUSED, ALONE, Y = predictions(2)

@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from counterpoise._errors import InputError
 from counterpoise.losses import BalancedClipLoss, balanced_bounds
-from counterpoise.losses._balanced_clip import CHUNK, ClipSearch, Lattice, ratios
+from counterpoise.losses._balanced_clip import CHUNK, ClipSearch, Lattice
 from tests.processes import in_processes
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -86,7 +86,7 @@ def test_the_histogram_finds_what_stepping_finds(criterion, order, weight, stati
         values = batch(seed, spread=(0.2, 0.8)[seed % 2], lean=(-0.4, 0.0, -0.2)[seed % 3])
         search = ClipSearch.of(low=low, high=high, preset="paper", dual_clip=(3.0, None)[seed % 5 > 3], **options)
         logp, old, advantages, mask = values
-        found = search.decide(search.tally(ratios(logp, old, mask), old, advantages, mask))
+        found = search.decide(search.tally(logp, old, advantages, mask))
         expected = stepped(values, search)
         assert found.tolist() == pytest.approx(expected, abs=1e-9, nan_ok=True), seed
         lengths.add(expected[3])
@@ -317,8 +317,8 @@ def _agree(rank: int, store: str, seeds: list[int]) -> None:
                 search = ClipSearch.of(
                     None, None, None, options.get("preset", "paper"), None, None, None, options.get("statistic", "surrogate"), 3.0
                 )
-                expected = search.decide(search.tally(ratios(whole[0], whole[1], whole[3]), *whole[1:])).tolist()
-                local = search.decide(search.tally(ratios(own[0], own[1], own[3]), *own[1:])).tolist()
+                expected = search.decide(search.tally(*whole)).tolist()
+                local = search.decide(search.tally(*own)).tolist()
                 assert balanced_bounds(*own, **options) == pytest.approx(tuple(expected[:3]), abs=1e-12)
                 alone_differ += local[:2] != expected[:2]
                 criterion = BalancedClipLoss(**options)

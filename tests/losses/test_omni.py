@@ -261,6 +261,31 @@ def test_training_advances_the_curriculum() -> None:
     make().load_state_dict(loss.state_dict())  # without one
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does so with any autograd.Function
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_a_curriculum_that_moves_is_compiled_once(masked: bool) -> None:
+    query, target, mq, mt = batch()
+    mask = torch.rand(B, B, generator=torch.Generator().manual_seed(5)) < 0.3 if masked else None
+    plain, traced = (make(symmetric=True) for _ in range(2))
+    for loss in (plain, traced):
+        loss.curriculum = QuantileCurriculum(0.1, 0.7, warmup=2, total=8, rho_before_warmup=0.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(1, 11):
+            found = compiled(query, target, mq, mt, positives_mask=mask)
+            torch.testing.assert_close(found, plain(query, target, mq, mt, positives_mask=mask), rtol=1e-12, atol=0)
+            assert torch.equal(traced.last.kept_fraction, plain.last.kept_fraction) and traced.curriculum.step == step
+
+
+def test_positives_of_any_integer_type() -> None:
+    query, target, mq, mt = batch()
+    positives = torch.tensor([3, 1, 2, 0, 5, 4, 6, 8, 7])
+    for symmetric in (False, True):
+        found = [make(symmetric=symmetric)(query, target, mq, mt, positives.to(t)) for t in (torch.int64, torch.int32, torch.uint8)]
+        assert found[0] == found[1] == found[2]
+
+
 def test_gradients_can_be_cached() -> None:
     """Embeddings in chunks: once without a graph, then again with the gradients of the loss by the embeddings (GradCache)."""
     torch.manual_seed(0)

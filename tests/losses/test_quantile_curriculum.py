@@ -121,6 +121,7 @@ def test_input_that_makes_no_sense_is_refused() -> None:
         ((logits * float("nan"), torch.arange(3)), "logits: got 'nan'"),
         ((logits, torch.arange(4)), "positives"),
         ((logits, torch.arange(3.0)), "positives"),
+        ((logits, torch.arange(3) + 2), r"positives: got .*; expected columns of the logits, 0\.\.3"),
     ):
         with pytest.raises(InputError, match=message):
             curriculum.mask(*arguments)

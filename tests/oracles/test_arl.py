@@ -17,7 +17,7 @@ from tests.oracles import oracle_files
 
 def read(path: Path) -> dict[str, Tensor]:
     with np.load(path) as numbers:
-        return {key: torch.from_numpy(numbers[key]) for key in numbers.files if numbers[key].dtype.kind == "f"}
+        return {key: torch.from_numpy(numbers[key]) for key in numbers.files if numbers[key].dtype.kind in "fiu"}
 
 
 def same(found: Tensor, wanted: Tensor, to: float = 1e-6) -> None:

@@ -76,8 +76,8 @@ PROGRAMS = [
     Hostile("built-in functions replaced", "import builtins\nbuiltins.all = builtins.any = lambda *_: True\nbuiltins.len = lambda *_: 1\n"
             "print(5)", prelude=False),
     Hostile("a string that equals everything", "import sys\nclass Equal(str):\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\n"
-            "    __hash__ = str.__hash__\n    def split(self, *_):\n        return self\n    strip = rstrip = replace = split\n"
-            "sys.stdout.getvalue = lambda: Equal('x')", prelude=False),
+            "    __hash__ = str.__hash__\n    strip = rstrip = replace = lambda self, *_: self\n"
+            "    split = lambda self, *_: [self, self]\nsys.stdout.getvalue = lambda: Equal('x')", prelude=False),
     Hostile("verdicts of the frames above", "import sys\nframe = sys._getframe()\nwhile frame:\n"
             "    for value in list(frame.f_locals.values()):\n        if isinstance(value, list) and not value:\n"
             "            value.append(True)\n    frame = frame.f_back", prelude=False),

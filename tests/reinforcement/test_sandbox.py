@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import struct
 import subprocess
 import sys
 import textwrap
@@ -13,6 +15,7 @@ import pytest
 from counterpoise._errors import InputError
 from counterpoise.reinforcement import IsolationError, Sandbox
 from counterpoise.reinforcement import _sandbox as module
+from counterpoise.reinforcement import _sandbox_agent as agent
 
 from .hostile import PROGRAMS, STDIN, Host
 
@@ -93,11 +96,29 @@ def test_many_in_their_order_and_from_several_threads(sandbox) -> None:
     assert sandbox.run_many([]) == []
 
 
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_bubblewrap(sandbox) -> None:
+    with Sandbox(timeout=1, backend="bubblewrap") as wrapped:
+        assert wrapped.run("import os; print(os.listdir('/tmp'), input())", "x").stdout == "[] x\n"
+    assert sandbox.backend == "bubblewrap"  # the first choice
+
+
 def test_an_agent_that_was_killed_is_replaced(sandbox) -> None:
     sandbox.run("pass")
-    for agent in list(sandbox._idle):
-        agent._process.kill()
+    for one in list(sandbox._idle):
+        one._process.kill()
     assert sandbox.run("print(1)").stdout == "1\n"
+
+
+def test_a_jail_that_cannot_be_made_is_tried_again_and_then_an_error(sandbox, monkeypatch) -> None:
+    answers = iter([{"setup": "fork: no more processes"}, None, {"setup": "fork: no more processes"}, {"setup": "mount: no"}, None, None])
+    monkeypatch.setattr(module._Agent, "ask", lambda self, job, most: next(answers))
+    lost = sandbox.run("print(1)")
+    assert lost.status == "error" and "lost twice" in lost.stderr
+    with pytest.raises(IsolationError, match="The program was not run: mount: no"):
+        sandbox.run("print(1)")
+    lost = sandbox.run("print(1)")
+    assert lost.status == "error" and not lost.ok
 
 
 def test_agents_end_with_the_sandbox(sandbox) -> None:
@@ -147,6 +168,11 @@ def test_a_forked_process_starts_agents_of_its_own(sandbox) -> None:
     assert sandbox.run("print(6)").stdout == "6\n"
 
 
+def test_a_time_out_that_is_short_is_not_that_of_the_proof(sandbox) -> None:
+    with Sandbox(timeout=0.001) as hasty:
+        assert hasty.run("while True: pass").status == "timeout"
+
+
 def test_the_limit_on_processes_is_the_one_asked_for(sandbox) -> None:
     count = (
         "import os\nn = 1\nr, w = os.pipe()\nfor _ in range(40):\n    try:\n        child = os.fork()\n    except OSError:\n        break\n"
@@ -155,6 +181,43 @@ def test_the_limit_on_processes_is_the_one_asked_for(sandbox) -> None:
     with Sandbox(timeout=2, processes=7) as few, Sandbox(timeout=2, processes=1) as one:
         assert few.run(count).stdout == "7\n"
         assert one.run(count).stdout == "1\n"
+
+
+# -- the filter of system calls, on machines that are not at hand --------------------------------------------------------------------------
+
+
+def answer_of(code: bytes, number: int, architecture: int, argument: int = 0) -> int:
+    """What a kernel would do: classic BPF over number, architecture, instruction pointer and arguments."""
+    data = struct.pack("=IIQ6Q", number, architecture, 0, argument, 0, 0, 0, 0, 0)
+    steps, at, accumulator = [struct.unpack_from("=HBBI", code, place) for place in range(0, len(code), 8)], 0, 0
+    while True:
+        kind, if_true, if_false, k = steps[at]
+        at += 1
+        if kind == 0x06:
+            return k
+        if kind == 0x20:
+            accumulator = struct.unpack_from("=I", data, k)[0]
+        else:
+            holds = {0x15: accumulator == k, 0x35: accumulator >= k, 0x45: bool(accumulator & k)}[kind]
+            at += if_true if holds else if_false
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("network", [True, False])
+def test_the_filter_refuses_what_it_lists_and_nothing_else(machine, network) -> None:
+    column, architecture = agent._MACHINES[machine]
+    code = agent.filter_program(column, architecture, network)
+    refused, unknown, allowed = 0x00050001, 0x00050026, 0x7FFF0000
+    named = {numbers[column] for numbers in agent._NUMBERS.values()}
+    socket, clone = agent._SOCKET[column], agent._CLONE[column]
+    for number in range(600):
+        expected = refused if number in named or (number == socket and not network) else unknown if number == 435 else allowed
+        assert answer_of(code, number, architecture) == expected, number
+    assert answer_of(code, clone, architecture, 17) == allowed  # a fork
+    assert answer_of(code, clone, architecture, 0x10000000 | 17) == refused  # in a user namespace
+    assert answer_of(code, 0, architecture ^ 1) == 0x80000000  # numbers of another architecture: killed
+    if machine == "x86_64":
+        assert answer_of(code, 0x40000000 | 57, architecture) == refused
 
 
 # -- refusal: tested everywhere ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from counterpoise.reinforcement import BAPOConfig, BAPOTrainer
@@ -26,6 +26,7 @@ CHARACTERS = ["<pad>", "<eos>", "<unk>", *"0123456789+="]
 def tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(CHARACTERS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    words.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",

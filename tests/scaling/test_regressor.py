@@ -162,7 +162,8 @@ def test_a_fit_at_a_bound_says_so() -> None:
     lower = runs.with_columns(L=pl.col("L") - 0.2)
     held, free = fit(lower), fit(lower, nonneg=False)
     assert (held.E_, held.status_) == (0.0, "bound") and held.surface_.E == 0
-    assert free.E_ == pytest.approx(-0.2) and free.objective_ < held.objective_ and free.status_ == "converged"
+    assert free.objective_ < 1e-20 < held.objective_ and free.status_ == "converged"
+    np.testing.assert_allclose(free.E_, -0.2)
     assert np.isinf(held.cov_[0]).all() and np.isfinite(held.cov_[1:, 1:]).all()
     with pytest.raises(InputError, match=r"E_: got -0\.(2|1999)\d*; expected a loss >= 0. Fit with nonneg=True"):
         free.surface_  # noqa: B018
@@ -260,7 +261,7 @@ class OfAnyTable(ChinchillaRegressor):
 
 class OneTermOfAnyTable(SeparableLaw):
     def _columns(self, table):
-        return super()._columns(table + 1e-3)
+        return super()._columns(table.mean(axis=1, keepdims=True) + 1e-3)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -269,7 +270,7 @@ class OneTermOfAnyTable(SeparableLaw):
 
 
 @pytest.mark.filterwarnings("ignore:y. the median loss")
-@parametrize_with_checks([OfAnyTable(grid=6), OfAnyTable(loss="huber", target="log", grid=4), OneTermOfAnyTable([0], grid=6)])
+@parametrize_with_checks([OfAnyTable(grid=6), OfAnyTable(loss="huber", target="log", grid=4), OneTermOfAnyTable(grid=6)])
 def test_scikit_learn_checks(estimator, check) -> None:
     check(estimator)
 

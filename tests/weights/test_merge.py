@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from counterpoise._errors import InputError
-from counterpoise.weights import merge, nested_slerp
+from counterpoise.weights import SelfPositioning, merge, nested_slerp
 from tests.batteries.weights import batches, copied, family, loss_of, same
 
 ZERO = {"w": torch.zeros(4, dtype=torch.float64)}
@@ -117,6 +118,8 @@ def test_fisher_on_paper() -> None:
     assert w_of(merge(ZERO, [a, b], "fisher", statistics=F)) == [3, 3, 2, 3]  # the mean where nobody cares
     assert w_of(merge(ZERO, [a, b], "fisher", statistics=F, weights=[1, 3])) == pytest.approx([2, 2.5, 2, 2.5])
     assert w_of(merge(ZERO, [a, b], "fisher", statistics=F, scale=0.5)) == [1.5, 1.5, 1, 1.5]
+    base, small = {"w": torch.zeros(1)}, {"w": torch.tensor([1e-42])}  # times a change, 0 in float32
+    assert merge(base, [{"w": torch.tensor([0.25])}, {"w": torch.tensor([0.75])}], "fisher", statistics=[small] * 2)["w"].item() == 0.5
 
 
 def test_fisher_from_data_is_the_mean_of_squared_gradients() -> None:
@@ -219,11 +222,107 @@ def test_inputs_are_never_overwritten(tmp_path) -> None:
     with pytest.raises(InputError, match=r"out: .*It is that of models\[0\]"):
         merge(base, [path], out=path)
     assert path.read_bytes() == before
+    # A folder whose file is a model.
+    whole = tmp_path / "whole" / "model.safetensors"
+    whole.parent.mkdir()
+    whole.write_bytes(before)
+    for start, others in ((whole, [path]), (path, [whole])):
+        with pytest.raises(InputError, match=r"out: .*It is that of"):
+            merge(start, others, out=whole.parent)
+    assert whole.read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"a folder, or a path that ends in \.safetensors"):
         merge(base, models, out=tmp_path / "file")
     with pytest.raises(InputError, match="cannot be written"):
         merge(base, models, out=tmp_path / "file" / "below")
+
+
+def test_merged_weights_are_what_their_folder_loads(tmp_path, monkeypatch) -> None:
+    base, models = family(1)
+    state = {name: tensor for name, tensor in copied(base).items() if name != "out.weight"}
+    old = sharded(tmp_path / "shards", state)
+    with pytest.raises(InputError, match=r"a folder without other weights. It holds model\.safetensors\.index\.json"):
+        merge(base, models, out=old)
+    out = merge(base, models, out=tmp_path / "one")
+    merge(base, models, "ties", out=out)  # once more
+    monkeypatch.setattr("counterpoise.weights._write.SHARD", 200)
+    with pytest.raises(InputError, match=r"It holds model\.safetensors, which"):
+        merge(base, models, out=out)
+
+
+def test_an_index_that_does_not_fit_its_files_is_named(tmp_path) -> None:
+    folder = sharded(tmp_path / "shards", {"v": torch.ones(2), "w": torch.ones(3)})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"v": "model-00001-of-00002.safetensors", "w": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(InputError, match=r"base: .*Missing in model-00001-of-00002\.safetensors: w"):
+        merge(folder, [folder])
+    for text in ("{", "{}", "[]", '{"weight_map": {"v": 1}}'):
+        index.write_text(text)
+        with pytest.raises(InputError, match=r'base: .*expected JSON with a "weight_map"'):
+            merge(folder, [folder])
+
+
+# ---- modules ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_tied_in_the_base_has_one_value() -> None:
+    w = torch.zeros(3)
+    base = {"embed": w, "head": w}
+    copies = {"embed": torch.ones(3), "head": torch.ones(3)}  # as a state dictionary whose tensors were cloned
+    merged = merge(base, [copies])
+    assert merged["embed"] is merged["head"] and merged["head"].tolist() == [1, 1, 1]
+    for method in ("average", "ties"):
+        with pytest.raises(InputError, match=r"models\[0\]: got different embed and head; expected one tensor, as in the base"):
+            merge(base, [copies | {"head": torch.full((3,), 5.0)}], method)
+
+
+class Counting(nn.Module):
+    """With a state that is no tensor, and a parameter that cannot be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.codes = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+        self.count = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_state_that_is_no_tensor_and_parameters_that_are_integers_are_those_of_the_base() -> None:
+    base, model = Counting(), Counting()
+    base.count = 3
+    found = SelfPositioning().fit(base, [model], [torch.ones(4, 2)], lambda net, x: net(x).square().mean(), steps=2)
+    for merged in (merge(base, [model]), found.state_dict):
+        target = Counting()
+        target.load_state_dict(merged)
+        assert target.count == 3 and torch.equal(target.codes, base.codes)
+
+
+def test_inputs_of_parametrized_layers_are_not_needed() -> None:
+    base = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 1))
+    models = [copy.deepcopy(base) for _ in range(2)]
+    merged = merge(base, models, "regmean", data=[[torch.eye(2)]] * 2, loss_fn=lambda model, x: model(x).sum())
+    same(merged, base.state_dict(), 1e-6)
+
+
+def test_tensors_without_values_of_their_own_are_refused() -> None:
+    class Sharded(torch.Tensor):
+        def full_tensor(self) -> torch.Tensor:
+            return self
+
+    for tensor, words in (
+        (torch.ones(4).as_subclass(Sharded), "w, a sharded tensor"),
+        (torch.ones(4, device="meta"), "w on the meta device"),
+    ):
+        with pytest.raises(InputError, match=rf"models\[0\]: got '?{words}"):
+            merge({"w": torch.zeros(4)}, [{"w": tensor}])
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------------------------------
@@ -248,6 +347,8 @@ def test_inputs_are_never_overwritten(tmp_path) -> None:
         ({"method": "fisher", "statistics": [{"v": torch.ones(1)}] * 2}, r"statistics\[0\]: got 'v'; expected names of the base"),
         ({"method": "fisher", "statistics": [{"w": torch.ones(1)}] * 2}, r"w of shape \(1,\); expected shape \(4,\)"),
         ({"method": "fisher", "statistics": [{"w": torch.ones(4)}, {}]}, r"statistics\[1\]: got other names than statistics\[0\]"),
+        ({"method": "fisher", "statistics": [{"w": torch.ones(4)}, {"w": torch.tensor([1.0, -1, 1, 1])}]}, r"cs\[1\]: got neg"),
+        ({"method": "fisher", "statistics": [{"w": torch.tensor([1.0, math.nan, 1, 1])}, {"w": torch.ones(4)}]}, "not finite, of w"),
         ({"method": "fisher", "data": [[1]]}, "data: got 'list'; expected a list of 2 loaders"),
         ({"method": "fisher", "data": [[1], [1]]}, "loss_fn: got None; expected a function"),
         ({"method": "fisher", "data": [[1], [1]], "loss_fn": loss_of}, "base: got a model without a forward pass"),

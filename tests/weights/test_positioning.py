@@ -217,6 +217,23 @@ def test_a_loss_that_is_not_finite_stops_the_search() -> None:
         SelfPositioning().fit(Plane(), [Plane(2.0, 0.0)], [GOAL * math.nan], distance)
 
 
+def test_steps_that_are_too_large_leave_numbers() -> None:
+    models = [Plane(2.0, 0.0), Plane(0.0, 1.0), Plane(1.0, 1.0)]
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        with pytest.warns(UserWarning, match="fell below 1%"):
+            result = SelfPositioning(optimizer="sgd").fit(
+                Plane(), [models[k] for k in order], [GOAL], lambda model, goal: 1e9 * distance(model, goal), steps=1
+            )
+        assert bool(torch.isfinite(result.coefficients).all()) and bool(torch.isfinite(result.state_dict["w"]).all())
+        assert result.weights.sum().item() == pytest.approx(1.0)
+
+
+def test_parameters_of_the_loss_get_no_gradient() -> None:
+    temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+    SelfPositioning().fit(Plane(), [Plane(2.0, 0.0)], [GOAL], lambda model, goal: temperature * distance(model, goal), steps=2)
+    assert temperature.grad is None
+
+
 def test_a_task_that_is_missing_in_the_probe_fades() -> None:
     goal = torch.tensor([2.0, 0.0], dtype=torch.float64)
     with pytest.warns(UserWarning, match=r"The weight of models\[1\] fell below 1%: is the task in the probe\?"):

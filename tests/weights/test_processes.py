@@ -15,10 +15,11 @@ SCRIPT = """
 import json, sys, torch
 from torch import distributed as dist
 sys.path.insert(0, sys.argv[3])
-from tests.weights.test_processes import search
+from tests.weights.test_processes import search, statistics
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-print(json.dumps(search(slice(rank * 8, rank * 8 + 8))))
+rows = slice(rank * 8, rank * 8 + 8)
+print(json.dumps([search(rows), statistics(rows)]))
 dist.destroy_process_group()
 """
 
@@ -38,6 +39,16 @@ def search(rows: slice) -> list[float]:
     return [*result.weights.tolist(), result.scale, *(row["loss"] for row in result.history)]
 
 
+def statistics(rows: slice) -> list[float]:
+    """Of batch normalization, which each process estimates on its part of the probe."""
+    draw = torch.Generator().manual_seed(0)
+    base = torch.nn.BatchNorm1d(3, dtype=torch.float64)
+    x = torch.randn(16, 3, generator=draw, dtype=torch.float64)
+    model = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in base.state_dict().items()}
+    state = SelfPositioning().fit(base, [model], [x[rows]], lambda net, batch: net(batch).square().mean(), steps=2).state_dict
+    return [*state["running_mean"].tolist(), *state["running_var"].tolist()]
+
+
 def test_two_processes_are_one(tmp_path) -> None:
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", SCRIPT]
@@ -48,4 +59,6 @@ def test_two_processes_are_one(tmp_path) -> None:
     found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running]
     wanted = search(slice(None))
     assert found[0] == found[1]
-    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(wanted))
+    torch.testing.assert_close(torch.tensor(found[0][0]), torch.tensor(wanted))
+    halves = torch.tensor([statistics(slice(0, 8)), statistics(slice(8, 16))])
+    torch.testing.assert_close(torch.tensor(found[0][1]), halves.mean(dim=0))

@@ -59,6 +59,18 @@ def test_antiparallel_vectors_have_no_arc() -> None:
     rows = torch.stack([a, a])
     with pytest.raises(InputError, match="antiparallel vectors in 1 of 2 rows"):
         slerp(rows, torch.stack([a, -a]), 0.5, dim=-1)
+    for seed in range(40):  # rounding may leave a little of the angle
+        a = vectors(1, 37, seed)[0]
+        with pytest.raises(InputError, match="antiparallel"):
+            slerp(a, -0.7 * a, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_lengths_whose_squares_do_not_fit(dtype, scale) -> None:
+    scale = scale if dtype == torch.float32 else scale**3
+    a, b = vectors(2, dtype=dtype)
+    torch.testing.assert_close(slerp(scale * a, scale * b, 0.3) / scale, slerp(a, b, 0.3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -79,6 +91,9 @@ def test_gradients_are_finite_and_right() -> None:
     parallel = torch.ones(3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(slerp(parallel, 2 * parallel.detach(), 0.25).sum(), parallel)
     assert bool(torch.isfinite(gradient).all())
+    zero = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    for gradient, share in zip(torch.autograd.grad(slerp(zero, parallel, 0.25).sum(), (zero, parallel)), (0.75, 0.25), strict=True):
+        assert gradient.tolist() == [share] * 3
 
 
 @given(st.integers(1, 7), st.integers(0, 10_000), st.sampled_from(["mean", "sum"]), st.floats(0.0, 0.999))
@@ -115,6 +130,14 @@ def test_task_vectors_are_one_long_vector() -> None:
     found = nested_slerp(parts, [1.0, 2.0, 0.5])
     torch.testing.assert_close(torch.cat([found["a"].reshape(-1), found["b"]]), nested_slerp(V, [1.0, 2.0, 0.5]))
     assert found["a"].shape == (2, 3)
+    mixed = nested_slerp([{"a": part["a"].half(), "b": part["b"].float()} for part in parts], [1.0, 2.0, 0.5])
+    assert mixed["a"].dtype == torch.float16 and mixed["b"].dtype == torch.float32
+
+
+def test_half_precision_is_rounded_once() -> None:
+    V = vectors(12, 200, dtype=torch.bfloat16)
+    wanted = nested_slerp(V.double(), [1.0] * 12, "sum")
+    assert torch.equal(nested_slerp(V, [1.0] * 12, "sum"), wanted.float().bfloat16())
 
 
 @pytest.mark.parametrize(
@@ -131,6 +154,8 @@ def test_task_vectors_are_one_long_vector() -> None:
         (lambda: nested_slerp(torch.eye(2), [1.0, float("nan")]), "2 finite weights > 0"),
         (lambda: nested_slerp(torch.eye(2), [1.0, 1.0], "median"), "rule: got 'median'; expected one of mean, sum"),
         (lambda: nested_slerp([{"a": torch.ones(1)}, {"b": torch.ones(1)}], [1, 1]), "dictionaries of different names"),
+        (lambda: nested_slerp([{"a": torch.ones(2, 3)}, {"a": torch.ones(3, 2)}], [1, 1]), r"a of shapes \[\(2, 3\), \(3, 2\)\]"),
+        (lambda: nested_slerp([torch.ones(2), torch.ones(2).double()], [1, 1]), "tensors of one shape and type"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message) -> None:

@@ -100,6 +100,7 @@ def study_table(rows: Sequence[TableRow], metrics: Mapping[str, str], *, width: 
     wide = width >= _WIDE
     # A question that nobody could judge (groups that are too small) has no column.
     metrics = {name: metric for at, (name, metric) in enumerate(metrics.items()) if not at or any(name in row["values"] for row in rows)}
+    judged = list(metrics)
     metrics = dict(list(metrics.items())[: max(1, (width - 26) // 29 if wide else (width - 15) // 21)])
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0), pad_edge=False)
     table.add_column("arm", style="bold", overflow="fold", max_width=24 if wide else 15)
@@ -124,12 +125,25 @@ def study_table(rows: Sequence[TableRow], metrics: Mapping[str, str], *, width: 
         table.add_row(*cells)
     left_out = f"and {len(rows) - most} more. " if most is not None and len(rows) > most else ""
     table.caption = Text(
-        f"{left_out}Differences to the baseline of the same learner, + is better; 95 % intervals for all arms together. [15]: a paper, see "
-        "counterpoise papers.",
+        f"{left_out}Differences to the baseline of the same learner, + is better; 95 % intervals for all arms together. [number]: a paper, "
+        f"see counterpoise papers.{_hidden(rows, judged[len(metrics) :])}",
         "dim",
     )
     table.caption_justify = "left"
     return table
+
+
+def _hidden(rows: Sequence[TableRow], questions: Sequence[str]) -> str:
+    """What has no column for want of width, and what was found there: else an arm could look as if it did nothing but harm."""
+    if not questions:
+        return ""
+    found = [
+        f"{question}, {_row_line(row, question)}"
+        for question in questions
+        for row in rows
+        if row["values"].get(question, ("",))[-1] in ("helps", "harms")
+    ]
+    return f" Only in the report: {' and '.join(questions)}" + (f" ({'; '.join(found)})." if found else ".")
 
 
 class ConsoleWatcher(Watcher):
@@ -183,7 +197,10 @@ class ConsoleWatcher(Watcher):
 
     def plan(self, plan: Plan) -> None:
         self._repeats = plan.repeats
-        text = f"Plan: {len(plan.arms)} arms, {_count(plan.repeats, 'repeat')}, {_count(plan.cells, 'cell')}"
+        text = f"Plan: {len(plan.arms)} arms, {_count(plan.repeats, 'repeat')}"
+        if plan.jackknife:
+            text += f", then {plan.jackknife} rounds without a part of the rows for the interval of the rarest range"
+        text += f", {_count(plan.cells, 'cell')}"
         if plan.trials > 1:
             text += f", {plan.trials} tuning trials in each"
         if plan.seconds_per_repeat is not None:
@@ -221,7 +238,7 @@ class ConsoleWatcher(Watcher):
             if repeats_done == 1 and study.detectable:
                 self._say(study.detectable)
             return
-        judged = [row for row in rows if primary in row["values"]]
+        judged = [row for row in rows if primary in row["values"] and row["arm"] not in ("placebo", "nothing@0.5")]
         best = f"; best so far for {primary}: {_row_line(judged[0], primary)}" if judged else ""
         self._say(
             f"Repeat {repeats_done} of {self._repeats} finished{best}." if self._repeats else f"Repeat {repeats_done} finished{best}."

@@ -96,7 +96,8 @@ class TemperatureSampler(PassSampler[int]):
     generator : torch.Generator or int, optional
         A seed, or a generator that is asked for one number here. Default: seed 0, as in ``torch.utils.data.DistributedSampler``.
     batch_size : int, default 1
-        Batch of the loader, of one process. Only a schedule needs it, to count steps.
+        Batch of the loader, of one process. Only a schedule needs it, to count steps: left at 1, every example is a step, and a schedule
+        over 1,000 steps has ended after 1,000 examples.
     num_replicas, rank : int, optional
         Both or neither. Default: those of ``torch.distributed`` if it is in use when a pass starts. Where a framework splits the batches
         among processes by itself (accelerate, the Trainer of transformers), pass 1 and 0, and the batch of all processes together.

@@ -157,7 +157,8 @@ def _layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
             if module is layer:
                 return name, module
         bad_input("layer", type(layer).__name__, "a layer of this model, or its name")
-    check_choice("layer", layer, modules, "model.named_modules() lists the names.")
+    if layer not in modules:  # the model itself is "", which would be an empty place in a list
+        check_choice("layer", layer, [name for name in modules if name], "model.named_modules() lists the names.")
     return layer, modules[layer]
 
 

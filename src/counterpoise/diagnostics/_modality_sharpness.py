@@ -172,6 +172,8 @@ def modality_sharpness(query: Any, target: Any, modalities: Any, temperature: fl
     m_q, m_t = len(of_q), len(of_t)
     ids_q, ids_t = (torch.from_numpy(groups.ids.copy()).to(q.device) for groups in (of_q, of_t))
     gradient, spread, rank = _by_pairs(q, t, ids_q, ids_t, m_q, m_t, float(temperature))
+    if not gradient.any():
+        bad_input("temperature", temperature, "a larger one: own targets stand out so far that no query has a gradient")
     n_q, n_t = of_q.counts(), of_t.counts()
     own = np.bincount(of_q.ids * m_t + of_t.ids, minlength=m_q * m_t)
     logits = np.outer(n_q, n_t).ravel()
@@ -203,7 +205,9 @@ def _by_pairs(q: Tensor, t: Tensor, ids_q: Tensor, ids_t: Tensor, m_q: int, m_t:
         logits = q[rows] @ t.T / tau
         diagonal = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
         by_logit = logits.softmax(dim=1)
-        by_logit.scatter_(1, diagonal, 1 - by_logit.gather(1, diagonal))
+        # That of the own target is the sum of the others: 1 - p would be 0 where p is nearly 1.
+        by_logit.scatter_(1, diagonal, 0)
+        by_logit.scatter_(1, diagonal, by_logit.sum(dim=1, keepdim=True))
         own = logits.gather(1, diagonal)
         ranks.index_add_(0, ids_q[rows] * m_t + ids_t[rows], 1 + (logits > own).sum(dim=1).to(q.dtype))
         negative = torch.ones_like(logits).scatter_(1, diagonal, 0)

@@ -74,8 +74,8 @@ class ScalingLog:
             return
         if self.embeddings and in_embeddings:
             warnings.warn(
-                f"n_params counts {in_embeddings / counted:.0%} embeddings: their share falls with size, which bends the exponents of a "
-                "scaling law. Without embeddings=True they are left out.",
+                f"n_params counts {100 * in_embeddings / counted:.0f} % embeddings: their share falls with size, which bends the exponents "
+                "of a scaling law. Without embeddings=True they are left out.",
                 UserWarning,
                 stacklevel=3,
             )

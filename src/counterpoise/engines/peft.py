@@ -32,6 +32,8 @@ except ImportError:
 
 __all__ = ["adapter_gram", "merge_adapters", "position_adapters"]
 
+MORE = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters")  # than two matrices per layer
+
 
 def adapter_gram(model: PeftModel, adapters: Sequence[str]) -> Tensor:
     r""":math:`\langle V_i, V_j \rangle` of the adapters' products, over all layers, (K, K), float64.
@@ -71,7 +73,8 @@ def merge_adapters(
     model : peft.PeftModel
         With the adapters loaded (``load_adapter``). It is changed: the merged adapter is added, frozen, and not made active.
     adapters : names of K LoRA adapters
-        Of any ranks, and on any layers; without DoRA, biases and fully trained modules.
+        Of any ranks, and on any layers; without DoRA, biases, and fully trained modules, tokens or
+        parameters.
     method, weights, scale, rule
         As in :func:`counterpoise.weights.merge`.
     name : str, default "merged"
@@ -178,9 +181,15 @@ def _check(model: PeftModel, adapters: Sequence[str], name: str) -> None:
         config: Any = model.peft_config[adapter]
         if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
             bad_input("adapters", f"{adapter}, of type {config.peft_type}", "LoRA adapters")
-        odd = [word for word in ("use_dora", "modules_to_save", "lora_bias") if getattr(config, word, None)]
-        if odd or config.bias != "none":
-            bad_input("adapters", f"{adapter} with {', '.join(odd) or 'bias'}", "adapters that are products of two matrices alone")
+        odd = [word for word in MORE if getattr(config, word, None)]
+        odd += ["bias"] if config.bias != "none" else []
+        odd += ["a variant of LoRA"] if not odd and any(adapter in getattr(layer, "lora_variant", ()) for layer in model.modules()) else []
+        if odd:
+            bad_input("adapters", f"{adapter} with {', '.join(odd)}", "adapters that are products of two matrices alone")
+    configs: list[Any] = [model.peft_config[adapter] for adapter in adapters]
+    kinds = {type(config.target_modules).__name__ for config in configs}
+    if len(kinds) > 1:
+        bad_input("adapters", f"target_modules of types {', '.join(sorted(kinds))}", "names in all adapters, or a pattern in all")
     if name in model.peft_config:
         bad_input("name", name, "a name that no adapter has yet", "model.delete_adapter removes one.")
 
@@ -202,10 +211,11 @@ def _factors(layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
 
 def _add(model: PeftModel, adapters: Sequence[str], c: Tensor, name: str) -> None:
     configs: list[Any] = [model.peft_config[adapter] for adapter in adapters]
-    ranks = sum(config.r for config in configs)
+    ranks = sum(max(config.r, *config.rank_pattern.values()) if config.rank_pattern else config.r for config in configs)
     # The new adapter takes over the first one's scaling: alpha / r, which is 1, or alpha / sqrt(r).
     own = math.sqrt(ranks) if configs[0].use_rslora else 1.0
-    model.add_weighted_adapter(list(adapters), [float(value) / own for value in c], name, combination_type="cat")
+    with torch.random.fork_rng(devices=[]):  # its matrices are drawn before they are set
+        model.add_weighted_adapter(list(adapters), [float(value) / own for value in c], name, combination_type="cat")
 
 
 @contextmanager

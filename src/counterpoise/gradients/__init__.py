@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ._statistics import GradientStatistics as GradientStatistics
     from ._sum import Sum as Sum
     from ._torchjd import as_torchjd as as_torchjd
+    from ._vote import BinaryVote as BinaryVote
+    from ._vote import median_binarize as median_binarize
     from ._winsorized import WinsorizedMean as WinsorizedMean
 
 __getattr__, __dir__, __all__ = attach(
@@ -37,12 +39,14 @@ __getattr__, __dir__, __all__ = attach(
         "GradientAnnealing": "_annealing",
         "arl_weights": "_modalities",
         "backward": "_backward",
+        "BinaryVote": "_vote",
         "CAGrad": "_cagrad",
         "fusion_weights": "_modalities",
         "GCond": "_gcond",
         "GradNorm": "_gradnorm",
         "GroupLoss": "_group_loss",
         "MGDA": "_mgda",
+        "median_binarize": "_vote",
         "PCGrad": "_pcgrad",
         "GradientReport": "_report",
         "SAMGS": "_sam_gs",

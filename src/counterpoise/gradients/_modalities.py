@@ -66,6 +66,9 @@ def arl_weights(dependence: Tensor, inverse_variance_share: Tensor, temperature:
     tensor([0.0392, 0.9608])
     """
     check_range("temperature", temperature, low=0)
+    given = (dependence, inverse_variance_share)
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in given):
+        bad_input("dependence and inverse_variance_share", [type(x).__name__ for x in given], "floating-point tensors (..., M)")
     d, q = single(dependence), single(inverse_variance_share)
     if d.shape != q.shape or d.ndim < 1 or d.shape[-1] < 2:
         bad_input(
@@ -205,7 +208,7 @@ class ModalityReport:
             ", ".join(f"{name} {w:.2f}" for name, w in zip(self.names, fusion_weights(of).tolist(), strict=True))
             for of in (self.errors, self.errors.diagonal())
         ]
-        lines = [f"Smallest error of a weighted mean: {shown[0]}; if errors were independent: {shown[1]}."]
+        lines = [f"Weights of the mean with the smallest error: {shown[0]}; if errors were independent: {shown[1]}."]
         sure, right = int(self.entropy.argmin()), int(self.errors.diagonal().argmin())
         if self.proxy == "entropy" and sure != right:
             lines.append(
@@ -252,8 +255,8 @@ def modality_statistics(
     Raises
     ------
     InputError
-        If there are fewer than two modalities, shapes differ, a batch is empty, a logit (of a row that counts) is not finite, or a class
-        is not in 0..C-1.
+        If there are fewer than two modalities, shapes differ, a batch is empty, a logit (of a row that counts) or a target is not finite,
+        or a class is not in 0..C-1.
 
     Examples
     --------
@@ -263,7 +266,7 @@ def modality_statistics(
               listened to      entropy   1/variance       weight        error
     image          0.9091      0.09304       0.7538        0.224        0.982
     sound         0.09091        1.047       0.2462        0.776       0.6838
-    Smallest error of a weighted mean: image 0.12, sound 0.88; if errors were independent: image 0.41, sound 0.59.
+    Weights of the mean with the smallest error: image 0.12, sound 0.88; if errors were independent: image 0.41, sound 0.59.
     image is the surest, sound has the smallest error: entropy is not the variance here, and weights made of it favor the wrong one.
     """
     names = tuple(str(name) for name in logits) if isinstance(logits, Mapping) else ()
@@ -387,6 +390,8 @@ def numbers(target: Tensor, stacked: Tensor) -> Tensor:
     """Targets of a regression as (B, C)."""
     _, B, C = stacked.shape
     if isinstance(target, Tensor) and target.is_floating_point() and (target.shape == (B, C) or (C == 1 and target.shape == (B,))):
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(target).all()):
+            bad_input("target", "NaN or infinite values", "finite numbers")
         return target.to(stacked).reshape(B, C)
     found = f"{target.dtype} of shape {tuple(target.shape)}" if isinstance(target, Tensor) else target
     bad_input("target", found, f"floating-point targets ({B}, {C}), one for each output of the logits")

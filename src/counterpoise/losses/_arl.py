@@ -70,14 +70,18 @@ def zero_out_unimodal(
         if sum(widths) != head.in_features:
             bad_input("features", f"widths {widths}, together {sum(widths)}", f"the {head.in_features} columns of the head")
         # Columns of zeros contribute nothing: take the columns that are left.
-        columns = torch.split(head.weight, widths, dim=1)
-        return [F.linear(part, own, head.bias) for part, own in zip(parts, columns, strict=True)]
+        if type(head).forward is nn.Linear.forward:
+            columns = torch.split(head.weight, widths, dim=1)
+            return [F.linear(part, own, head.bias) for part, own in zip(parts, columns, strict=True)]
     if isinstance(head, (nn.ModuleList, list, tuple)):
         if len(head) != len(parts):
             bad_input("head", f"{len(head)} modules", f"{len(parts)}, one for each modality")
         return [own(part) for own, part in zip(head, parts, strict=True)]
     zeros = [torch.zeros_like(part) for part in parts]
-    return [head(*zeros[:m], part, *zeros[m + 1 :]) for m, part in enumerate(parts)]
+    alone = [(*zeros[:m], part, *zeros[m + 1 :]) for m, part in enumerate(parts)]
+    if isinstance(head, nn.Linear):  # a quantized or adapted one, which computes something of its own
+        return [head(torch.cat(h, dim=-1)) for h in alone]
+    return [head(*h) for h in alone]
 
 
 class ARLLoss(nn.Module):
@@ -135,15 +139,14 @@ class ARLLoss(nn.Module):
     def forward(self, fused: Tensor, unimodal: Sequence[Tensor], target: Any, mask: Tensor | None = None) -> Tensor:
         parts = [*unimodal]
         self._check(fused, parts, target, mask)
-        gamma: float | Tensor = self.gamma
-        if self.warmup_steps:
-            gamma = torch.where(self.steps < self.warmup_steps, 1.0, self.gamma)
+        early = self.steps < self.warmup_steps
         if self.training:
             self.steps.add_(1)
         loss: Tensor = self.base_loss(single(fused), target)
         if loss.ndim:
             bad_input("base_loss", f"losses of shape {tuple(loss.shape)}", "a loss that gives a scalar", 'Use reduction="mean".')
         alone = [self._alone(part, target, None if mask is None else mask[:, m]) for m, part in enumerate(parts)]
+        gamma = torch.where(early, torch.ones_like(loss), self.gamma) if self.warmup_steps else self.gamma
         return loss + gamma * sum(alone)
 
     def extra_repr(self) -> str:
@@ -154,7 +157,8 @@ class ARLLoss(nn.Module):
         if there is None:
             return self.base_loss(part, target)  # type: ignore[no-any-return]
         rows = there.to(part.device).nonzero()[:, 0]
-        if not len(rows):
+        ignored = getattr(self.base_loss, "ignore_index", None)
+        if not len(rows) or (ignored is not None and bool((target[rows] == ignored).all())):
             return (0 * torch.where(torch.isfinite(part), part, 0.0)).sum()
         return self.base_loss(part[rows], target[rows])  # type: ignore[no-any-return]
 

@@ -183,37 +183,38 @@ class ClipSearch:
         return max(self.low.steps, self.high.steps) + 1
 
     @torch.no_grad()
-    def tally(self, ratio: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    def tally(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         r"""Sums of :math:`w |A|` and :math:`w |A| r` by sign and by bin of the ratio: (2, 2, bins) in float64, negative advantages first.
 
         Bin i of a sign holds the ratios in (edge i - 1, edge i] of its bound's lattice, bin 0 all below; what is above the last edge may
-        lie in any further bin. ``mask`` is bool. NaN anywhere makes a sum NaN.
+        lie in any further bin. ``mask`` is bool. NaN at a token that counts makes a sum NaN.
         """
-        tensors = [x.reshape(-1) for x in (ratio, old_logp, advantages, mask)]
+        tensors = [x.reshape(-1) for x in (logp, old_logp, advantages, mask)]
         # On a CPU a part at a time, whose intermediate results stay in the cache: twice as fast.
-        size = CHUNK if ratio.device.type == "cpu" else max(ratio.numel(), 1)
+        size = CHUNK if logp.device.type == "cpu" else max(logp.numel(), 1)
         parts = [self._tally(*part) for part in zip(*(torch.split(x, size) for x in tensors), strict=True)]
         return torch.stack(parts).sum(dim=0)
 
-    def _tally(self, ratio: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        a = torch.where(mask, single(advantages), 0.0)
-        amount = a.abs()
-        if self.weight == "rollout_prob":
-            amount = amount * rollout_weights(old_logp, mask)
+    def _tally(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        old, a = single(old_logp), single(advantages)
+        ratio = _ratio(single(logp) - old)
+        amount = a.abs() * old.exp() if self.weight == "rollout_prob" else a.abs()
         if self.statistic == "gradient" and self.dual_clip is not None:
             amount = torch.where((a < 0) & (ratio > self.dual_clip), 0.0, amount)
+        amount = torch.where(mask, amount, 0.0)
+        moment = torch.where(mask, amount * ratio, 0.0)  # padding may hold anything
         # The bin is computed, not searched for, which is several times as fast: both lattices are even.
         low, high, last = self.low, self.high, self.last_bin
-        positive = (a > 0).to(ratio.dtype)
+        positive = a.to(ratio.dtype).sign().clamp(min=0)
         scale = positive * (1 / high.step - 1 / low.step) + 1 / low.step
         shift = positive * (low.start / low.step - high.start / high.step) - low.start / low.step
         place = torch.addcmul(shift, ratio, scale).ceil()
-        for sign, bound in ((a <= 0, low), (a > 0, high)):
+        for sign, bound in ((0, low), (1, high)):
             if bound.is_cut:  # its last step is shorter than the others
-                place = torch.where(sign & (ratio > bound.maximum), last, place)
-        index = (place.nan_to_num(last).clamp(0, last) + positive * (last + 1)).long()
+                place = torch.where((positive == sign) & (ratio > bound.maximum), last, place)
+        index = (place.clamp(0, last) + positive * (last + 1)).nan_to_num(0.0).long()
         sums = torch.zeros(2, 2 * (last + 1), dtype=torch.float64, device=ratio.device)
-        for row, part in enumerate((amount, amount * ratio)):
+        for row, part in enumerate((amount, moment)):
             sums[row].scatter_add_(0, index, part.double())
         return sums.view(2, 2, last + 1)
 
@@ -245,7 +246,10 @@ class ClipSearch:
 
 def ratios(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
     """r of every token, in single precision at least, differentiable by ``logp``; 1 at padding, whatever stands there."""
-    difference = torch.where(mask, single(logp) - single(old_logp.detach()), 0.0)
+    return _ratio(torch.where(mask, single(logp) - single(old_logp.detach()), 0.0))
+
+
+def _ratio(difference: Tensor) -> Tensor:
     return difference.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
 
 
@@ -266,28 +270,28 @@ def checked_mask(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tenso
     return mask.bool()
 
 
-def refuse_values(tokens: float, strange: float, usable: bool, ratio: Tensor, advantages: Tensor, keep: Tensor) -> None:
+def refuse_values(tokens: float, strange: float, usable: bool, difference: Tensor, advantages: Tensor, keep: Tensor) -> None:
     """Raise unless there are ``tokens``, none with a ``strange`` mask, and their sums are ``usable``."""
     if strange:
         bad_input("mask", f"{strange:.0f} values besides 0 and 1", "bool, or 0 and 1", "Weights of tokens belong into the advantages.")
     if not tokens:
         bad_input("mask", "no token at all", "at least one token that counts", "Leave out an input that has none.")
     if not usable:
-        wrong = int(torch.isnan(ratio).sum())
+        wrong = int(torch.isnan(difference[keep]).sum())
         if wrong or bool(torch.isfinite(advantages[keep]).all()):  # all is well here: it is another process that has them
             bad_input("logp - old_logp", f"NaN at {wrong} tokens", "log-probabilities of tokens that were drawn")
         bad_input("advantages", "NaN or an infinite one", "finite advantages", "Where a group's spread is 0, add an epsilon to it.")
 
 
-def _sums(search: ClipSearch, ratio: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+def _sums(search: ClipSearch, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
     """The tally of all processes. What cannot be used is refused by all of them together: none is left waiting for the others."""
-    sums = search.tally(ratio, old_logp, advantages.detach(), keep)
-    strange = keep.new_zeros((), dtype=torch.int64) if mask.dtype == torch.bool else (keep & (mask != 1)).sum()
-    flat = all_reduce_sum(torch.cat([sums.reshape(-1), keep.sum().double()[None], strange.double()[None]]))
+    sums = search.tally(logp, old_logp, advantages, keep)
+    strange = keep.new_zeros((), dtype=torch.int64) if mask.dtype == torch.bool else torch.count_nonzero(keep & (mask != 1))
+    flat = all_reduce_sum(torch.cat([sums.reshape(-1), torch.count_nonzero(keep).double()[None], strange.double()[None]]))
     sums = flat[:-2].view_as(sums)
     if not torch.compiler.is_compiling():
         tokens, beyond, usable = torch.cat([flat[-2:], torch.isfinite(sums).all().double()[None]]).tolist()
-        refuse_values(tokens, beyond, bool(usable), ratio, advantages, keep)
+        refuse_values(tokens, beyond, bool(usable), logp - old_logp, advantages, keep)
     return sums
 
 
@@ -349,7 +353,7 @@ def balanced_bounds(
     """
     search = ClipSearch.of(target, low, high, preset, criterion, order, weight, statistic, dual_clip)
     keep = checked_mask(logp, old_logp, advantages, mask)
-    sums = _sums(search, ratios(logp.detach(), old_logp, keep), old_logp, advantages, mask, keep)
+    sums = _sums(search, logp, old_logp, advantages, mask, keep)
     found_low, found_high, share, _ = search.decide(sums).tolist()
     return found_low, found_high, share
 
@@ -447,9 +451,8 @@ class BalancedClipLoss(nn.Module):
 
     def forward(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         keep = checked_mask(logp, old_logp, advantages, mask)
+        low, high, share, steps = self.search.decide(_sums(self.search, logp, old_logp, advantages, mask, keep)).unbind()
         r = ratios(logp, old_logp, keep)
-        sums = _sums(self.search, r.detach(), old_logp, advantages, mask, keep)
-        low, high, share, steps = self.search.decide(sums).unbind()
         a = torch.where(keep, single(advantages.detach()), 0.0)
         losses = torch.maximum(-a * r, -a * r.clamp(low.to(r.dtype), high.to(r.dtype)))
         if self.dual_clip is not None:

@@ -31,7 +31,14 @@ class Masses(NamedTuple):
 
 
 def log_masses(
-    cosine: Tensor, tau_q: Tensor, tau_t: Tensor, positives: Tensor, excluded: Tensor | None, rho: float, reverse: bool, one_to_one: bool
+    cosine: Tensor,
+    tau_q: Tensor,
+    tau_t: Tensor,
+    positives: Tensor,
+    excluded: Tensor | None,
+    rho: float | Tensor,
+    reverse: bool,
+    one_to_one: bool,
 ) -> Masses:
     """Of cosines (B, N), temperatures (B,) and (N,), and the column of each row's positive (B,).
 
@@ -52,7 +59,7 @@ class _LogMasses(torch.autograd.Function):
         tau_t: Tensor,
         positives: Tensor,
         excluded: Tensor | None,
-        rho: float,
+        rho: float | Tensor,
         reverse: bool,
         one_to_one: bool,
     ) -> tuple[Tensor, ...]:
@@ -100,7 +107,7 @@ class _LogMasses(torch.autograd.Function):
         return grad, by_q, by_t, None, None, None, None, None
 
 
-def _masses(lines: Tensor, rho: float, left_out: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _masses(lines: Tensor, rho: float | Tensor, left_out: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-mass of each line (B,), exp(line - its largest value) of what is kept (B, N), the sum of that (B,), the number of all that is
     kept, and the number of negatives. ``left_out``: values of each line that are -inf, or None to count them."""
     out: Tensor | int = lines.isneginf().sum(dim=1) if left_out is None else left_out
@@ -110,7 +117,7 @@ def _masses(lines: Tensor, rho: float, left_out: int | None) -> tuple[Tensor, Te
     largest = largest.masked_fill(nothing, 0.0)
     weights = (lines - largest[:, None]).exp_()
     kept = present
-    if rho > 0:
+    if isinstance(rho, Tensor) or rho > 0:
         least = threshold(lines, rho, out).masked_fill(nothing, float("inf"))
         # 0 and 1 as floating point: booleans take many times as long, here and in the product. A compiler makes one pass of it anyway.
         passes = torch.ge(lines, least[:, None], out=None if torch.compiler.is_compiling() else torch.empty_like(weights))

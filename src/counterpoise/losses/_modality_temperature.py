@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ from counterpoise._errors import bad_input, check_range, listing
 
 __all__ = ["Modalities", "ModalityTemperature"]
 
-Modalities = Tensor | Sequence[int] | Sequence[str] | Sequence[Sequence[str]]  # of the rows of a batch
+Modalities = Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[str] | Sequence[Sequence[str]]  # of the rows of a batch
 
 SUM = 1e-3  # how far weights of a row may be from summing to 1: half precision
 
@@ -73,9 +75,9 @@ class ModalityTemperature(nn.Module):
         self, modalities: Sequence[str] | int, init: float | Sequence[float] | Tensor = 0.02, min: float = 1e-3, max: float = 1.0
     ) -> None:
         super().__init__()
-        if isinstance(modalities, int):
+        if isinstance(modalities, (int, float, np.number)):
             check_range("modalities", modalities, low=1, integer=True)
-            modalities = [str(k) for k in range(modalities)]
+            modalities = [str(k) for k in range(int(modalities))]
         names = tuple(modalities)
         if isinstance(modalities, str) or not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             bad_input("modalities", modalities, "different names, or their number")
@@ -109,6 +111,8 @@ class ModalityTemperature(nn.Module):
         """Weights (B, M) of items of which is given: an index (B,), a name, several names of which each weighs the same, or the weights
         themselves (B, M)."""
         device, M = self.log_tau.device, len(self.names)
+        if isinstance(modality, np.ndarray) and modality.dtype.kind in "iuf":
+            modality = torch.as_tensor(modality)
         if not isinstance(modality, Tensor):
             items = list(modality)
             if items and isinstance(items[0], (str, tuple, list)) and not _numbers(items[0]):

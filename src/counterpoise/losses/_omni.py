@@ -178,7 +178,8 @@ class OmniContrastiveLoss(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             unit_q, unit_t = unit_rows(query), unit_rows(target)
             wide = torch.promote_types(unit_q.dtype, unit_t.dtype)
-            own = _Pairs(unit_q.to(wide), unit_t.to(wide), weights_q, weights_t, positives, 0, len(query))
+            columns = None if positives is None else positives.long()
+            own = _Pairs(unit_q.to(wide), unit_t.to(wide), weights_q, weights_t, columns, 0, len(query))
             if self.negatives == "gathered" and world_size() > 1:
                 own = cast(_Pairs, _gathered(own))
             self._check_values(own, positives_mask)
@@ -190,7 +191,7 @@ class OmniContrastiveLoss(nn.Module):
                 losses = losses + self.coral_weight * coral
         self.last = OmniTerms(self.temperature.temperatures.detach(), kept, floored.to(losses.dtype).mean(), coral.detach())
         if self.training and self.curriculum is not None:
-            self.curriculum.step += 1
+            self.curriculum.advance()
         if self.reduction == "none":
             return losses
         return losses.sum() if self.reduction == "sum" else losses.sum() * (self._processes() / len(own.query))
@@ -212,7 +213,7 @@ class OmniContrastiveLoss(nn.Module):
 
     def _contrast(self, pairs: _Pairs, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (B,) of this process' queries, which of them (and of their targets) lie on the floor, and the share of negatives kept."""
-        rho = 0.0 if self.curriculum is None else self.curriculum.rho
+        rho = 0.0 if self.curriculum is None else self.curriculum.traced_rho()
         mine = slice(pairs.first, pairs.first + pairs.rows)
         tau_q, tau_t = (self.temperature.of(weights).to(pairs.query.dtype) for weights in (pairs.weights_q, pairs.weights_t))
         default = pairs.positives is None

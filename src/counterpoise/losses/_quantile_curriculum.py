@@ -80,7 +80,19 @@ class QuantileCurriculum:
                 bad_input("total", total, f"more than warmup={warmup}", "Shorten the warm-up of a short training.")
         self.rho_init, self.rho_final, self.warmup, self.total = float(rho_init), float(rho_final), int(warmup), total
         self.rho_before_warmup = self.rho_init if rho_before_warmup is None else float(rho_before_warmup)
-        self.step = 0
+        self._step = torch.zeros((), dtype=torch.int64)  # a tensor: a number would be compiled anew in every step
+
+    @property
+    def step(self) -> int:
+        return int(self._step)
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step.fill_(value)
+
+    def advance(self) -> None:
+        """The next step."""
+        self._step.add_(1)
 
     def rho_at(self, step: int) -> float:
         r""":math:`\rho_t`."""
@@ -95,6 +107,18 @@ class QuantileCurriculum:
     def rho(self) -> float:
         r""":math:`\rho_t` of the current step."""
         return self.rho_at(self.step)
+
+    def traced_rho(self) -> float | Tensor:
+        r""":attr:`rho`; where torch.compile traces it, a tensor unless it is the same at every step."""
+        if not torch.compiler.is_compiling():
+            return self.rho
+        if self.rho_before_warmup == self.rho_init and (self.total is None or self.rho_init == self.rho_final):
+            return self.rho_init
+        rho: Tensor = self.rho_init * torch.ones_like(self._step, dtype=torch.float64)
+        if self.total is not None and self.rho_init != self.rho_final:
+            done = ((self._step - self.warmup).double() / (self.total - self.warmup)).clamp(max=1.0)
+            rho = (1 - done) * self.rho_init + done * self.rho_final
+        return torch.where(self._step < self.warmup, self.rho_before_warmup, rho)
 
     def mask(self, logits: Tensor, positives: Tensor) -> Tensor:
         r""":math:`\Omega` (B, N) as booleans, at the current step.
@@ -111,6 +135,8 @@ class QuantileCurriculum:
         if positives.dtype == torch.bool and positives.shape == logits.shape:
             own |= positives
         elif positives.shape == logits.shape[:1] and not positives.is_floating_point() and positives.dtype != torch.bool:
+            if not torch.compiler.is_compiling() and not bool(((positives >= 0) & (positives < logits.shape[1])).all()):
+                bad_input("positives", positives.tolist(), f"columns of the logits, 0..{logits.shape[1] - 1}")
             own.scatter_(1, positives[:, None].long(), True)
         else:
             bad_input("positives", f"a tensor of {positives.dtype} and shape {tuple(positives.shape)}", "columns (B,), or booleans (B, N)")
@@ -133,7 +159,7 @@ class QuantileCurriculum:
         return f"QuantileCurriculum({shares}, rho_before_warmup={self.rho_before_warmup:g}, step={self.step})"
 
 
-def threshold(lines: Tensor, rho: float, left_out: int | Tensor) -> Tensor:
+def threshold(lines: Tensor, rho: float | Tensor, left_out: int | Tensor) -> Tensor:
     """(B,) the smallest value of each line (B, N) that its rho-quantile lets pass, among what is not left out: ``left_out`` of a line's
     values, one number for all or (B,), are -inf.
 
@@ -141,7 +167,7 @@ def threshold(lines: Tensor, rho: float, left_out: int | Tensor) -> Tensor:
     tensor([3.])
     """
     n = lines.shape[1]
-    if isinstance(left_out, int):
+    if isinstance(left_out, int) and not isinstance(rho, Tensor):
         k = min(left_out + _above(rho * (n - left_out - 1), n), n - 1)
         if lines.device.type == "cpu" and not torch.compiler.is_compiling():
             # On CPUs NumPy selects several times as fast as torch.kthvalue.
@@ -149,8 +175,9 @@ def threshold(lines: Tensor, rho: float, left_out: int | Tensor) -> Tensor:
             values.partition(k, axis=1)
             return torch.from_numpy(values[:, k].copy())
         return lines.kthvalue(k + 1, dim=1).values
-    h = rho * (n - left_out - 1).clamp(min=0).double()
-    index = (left_out + torch.ceil(h - ROUNDING * n).long()).clamp(max=n - 1)
+    out = torch.as_tensor(left_out, device=lines.device).expand(len(lines))
+    h = rho * (n - out - 1).clamp(min=0).double()
+    index = (out + torch.ceil(h - ROUNDING * n).long()).clamp(max=n - 1)
     return lines.sort(dim=1).values.gather(1, index[:, None])[:, 0]
 
 

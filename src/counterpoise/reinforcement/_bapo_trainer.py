@@ -18,7 +18,7 @@ from torch import Tensor
 from counterpoise._dist import all_reduce_sum
 from counterpoise._errors import bad_input, check_choice
 from counterpoise._extras import require
-from counterpoise.losses._balanced_clip import ClipSearch, ratios
+from counterpoise.losses._balanced_clip import ClipSearch
 
 try:
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
@@ -183,8 +183,7 @@ class BAPOTrainer(GRPOTrainer):
             count = mask.sum(dim=1, keepdim=True).clamp(min=1)
             logp, old_logp, advantages = ((x * mask).sum(dim=1, keepdim=True) / count for x in (logp, old_logp, advantages))
             mask = mask.sum(dim=1, keepdim=True)
-        keep = mask.bool()
-        return self._search.tally(ratios(logp, old_logp, keep), old_logp, advantages, keep)
+        return self._search.tally(logp, old_logp, advantages, mask.bool())
 
     def _use(self, low: float, high: float) -> None:
         self.epsilon_low, self.epsilon_high = 1 - low, high - 1

@@ -1,8 +1,9 @@
 """Which schedule for which policy, and tiers for tests that have none.
 
 The paper says that its curriculum adapts to the capability of the policy; its released code has no rule for it. Two readings are here: a
-rule on a measured profile, and a choice by trial. The rule's thresholds (0.5, 0.7) are ours, and the re-test of the claim in this package
-gives no reason to trust it; a trial of every candidate on a tenth of the budget needs no trust.
+rule on a measured profile, and a choice by trial. The thresholds of the rule (0.5, 0.7) are ours. The re-test in this package finds the
+interaction behind it on a toy - easy-to-hard is better for a weak policy, hard-first for a strong one - and also that paying for all tiers
+at once, or for one hard tier alone, does as well. A trial of every candidate on a tenth of the budget needs no rule.
 """
 
 from __future__ import annotations

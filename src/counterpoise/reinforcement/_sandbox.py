@@ -25,7 +25,6 @@ import contextlib
 import itertools
 import json
 import os
-import pwd
 import select
 import shutil
 import signal
@@ -51,11 +50,11 @@ Status = Literal["ok", "error", "timeout", "memory", "output"]
 BACKENDS = ("auto", "bubblewrap", "unshare", "subprocess")
 AGENT = Path(__file__).with_name("_sandbox_agent.py")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
-START_MOST, GRACE = 60.0, 15.0  # seconds: until an agent is ready; beyond the time-out of a program until its agent is given up
+START_MOST, GRACE = 60.0, 45.0  # seconds: until an agent is ready; beyond the time-out of a program until its agent is given up
 FREE_USERS = range(52_000, 60_000)  # numbers that distributions leave to nobody
 
 # Forks at most 8 children that wait, opens a file, sends a packet to an address reserved for documentation: harmless where it succeeds.
-PROBE_PROCESSES = 4
+PROBE_PROCESSES, PROBE_TIMEOUT = 4, 30.0
 PROBE = """
 import json, os, socket, sys
 secret = sys.stdin.read()
@@ -206,7 +205,7 @@ class Sandbox:
         for name, text in (("code", code), ("stdin", stdin)):
             if not isinstance(text, str):
                 bad_input(name, text, "a string")
-        return self._run(code, stdin, self.processes)
+        return self._run(code, stdin, self.processes, self.timeout)
 
     def run_many(self, jobs: Iterable[tuple[str, str]], workers: int | None = None) -> list[RunResult]:
         """Results of ``(code, stdin)`` pairs in their order, ``workers`` at a time; by default as many as this process has cores."""
@@ -281,7 +280,7 @@ class Sandbox:
 
     def _breach(self) -> str | None:
         with tempfile.NamedTemporaryFile(prefix="counterpoise-secret-") as secret:
-            result = self._run(PROBE, secret.name, PROBE_PROCESSES)
+            result = self._run(PROBE, secret.name, PROBE_PROCESSES, PROBE_TIMEOUT)
         if not result.ok:
             return f"a harmless program ended with {result.status!r}: {result.stderr.strip()[-200:]}"
         found = json.loads(result.stdout)
@@ -299,30 +298,31 @@ class Sandbox:
 
     # ---- running -----------------------------------------------------------------------------------------------------------------------
 
-    def _run(self, code: str, stdin: str, processes: int) -> RunResult:
-        job = {"code": code, "stdin": stdin, "timeout": self.timeout, "memory_mb": self.memory_mb, "processes": processes}
-        for _ in range(2):  # an agent that went away is replaced once
+    def _run(self, code: str, stdin: str, processes: int, timeout: float) -> RunResult:
+        job = {"code": code, "stdin": stdin, "timeout": timeout, "memory_mb": self.memory_mb, "processes": processes}
+        refusal = ""
+        for _ in range(2):  # an agent that went away, or could not make a jail, is replaced once
             agent = self._take()
             try:
-                answer = agent.ask(job, self.timeout + GRACE)
+                answer = agent.ask(job, timeout + GRACE)
             except BaseException:
                 agent.close()
                 raise
-            if answer is None:
-                agent.close()
-                continue
-            if "setup" in answer:
-                agent.close()
-                raise IsolationError(answer["setup"])
-            self._give_back(agent)
-            return RunResult(**answer)
+            if answer is not None and "setup" not in answer:
+                self._give_back(agent)
+                return RunResult(**answer)
+            agent.close()
+            refusal = answer["setup"] if answer is not None else ""
+        if refusal:
+            raise IsolationError(f"The program was not run: {refusal}.")
         return RunResult("error", "", "the sandbox was lost twice while this program ran", 0.0, 0.0, 255)
 
     def _take(self) -> _Agent:
         with self._lock:
             if self._closed:
                 raise IsolationError("This sandbox was closed; make a new one.")
-            if self._owner != os.getpid():  # after a fork: the agents belong to the parent
+            if self._owner != os.getpid():  # after a fork: the agents belong to the parent, and are not even to be closed here
+                _of_parents.append(self._idle)
                 self._idle = []
                 self._owner = os.getpid()
                 self._finalizer.detach()
@@ -455,6 +455,7 @@ def _bubblewrap(network: bool) -> list[str]:
 
 
 _offsets = itertools.count()
+_of_parents: list[list[_Agent]] = []
 
 
 def _free_user() -> int:
@@ -468,6 +469,8 @@ def _candidates() -> Iterator[int]:
 
 
 def _is_known(number: int) -> bool:
+    import pwd  # not on every system where this module can be imported, and refuse
+
     try:
         pwd.getpwuid(number)
     except KeyError:

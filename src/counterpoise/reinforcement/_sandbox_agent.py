@@ -15,6 +15,7 @@ The expected output of a test never comes here: there is nothing to steal.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import gc
@@ -41,6 +42,7 @@ MB = 1 << 20
 STDOUT_MOST, STDERR_MOST = MB, 64 * 1024  # bytes kept; a program that writes more is ended
 SCRATCH_MB, SCRATCH_FILES = 64, 4096
 OPEN_FILES = 64
+JAIL_MOST = 30.0  # seconds to make a jail
 TICK = 0.05  # seconds between two looks at the memory of all processes of a job together
 WARM = (
     "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq",
@@ -52,7 +54,7 @@ CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x0200000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x10000000, 0x20000000, 0x40000000, 0x00000080
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH = 2
-AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 0x8000, 1, 2
+AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x8000, 1, 2, 4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 22, 38
 SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 
@@ -88,6 +90,8 @@ def _prctl(option: int, *arguments: int) -> int:
 
 def build(config: dict[str, Any]) -> None:
     """New namespaces and a new root. Afterwards this is the first process of its namespace; the one that called waits for it."""
+    if _machine() is None:
+        raise SetupError(f"no numbers of system calls are known for {platform.machine()}")
     flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | (0 if config["network"] else CLONE_NEWNET)
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -132,7 +136,7 @@ def _new_root(root: str, readonly: list[str]) -> None:
         _bind(f"/dev/{name}", f"{root}/dev/{name}")
     _mount_proc(root + "/proc", "")  # while the old one is seen: without it, a user namespace may mount none
     os.chdir(root)
-    _call("pivot_root", _libc.syscall(_NUMBERS["pivot_root"][_COLUMN], b".", b"."))
+    _call("pivot_root", _libc.syscall(_NUMBERS["pivot_root"][(_machine() or (0, 0))[0]], b".", b"."))
     _call("umount of the old root", _libc.umount2(b".", MNT_DETACH))
     os.chdir("/")
 
@@ -140,7 +144,7 @@ def _new_root(root: str, readonly: list[str]) -> None:
 def _bind(source: str, target: str) -> None:
     _mount(source, target, None, MS_BIND | MS_REC)
     if not source.startswith("/dev/"):
-        _set_attributes(target, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, recursive=True)
+        _set_attributes(target, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, recursive=True)
 
 
 def _set_attributes(target: str, attributes: int, *, recursive: bool) -> None:
@@ -191,11 +195,13 @@ def jail(config: dict[str, Any], job: Job, streams: tuple[int, int, int], ready:
                 break
     except BaseException as error:
         _say(ready, error)
-    os._exit(code if code >= 0 else 128 - code)
+    finally:  # whatever happens, this process never returns into the agent's loop
+        os._exit(code if code >= 0 else 128 - code)
 
 
 def _program(config: dict[str, Any], job: Job, streams: tuple[int, int, int], ready: int) -> NoReturn:
     """The program's own process: gives up every privilege, then runs the code. Never returns."""
+    code = 255
     try:
         os.setsid()
         for number, fd in enumerate(streams):
@@ -219,10 +225,11 @@ def _program(config: dict[str, Any], job: Job, streams: tuple[int, int, int], re
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)
         os.write(3, b"+")
         os.close(3)
+        code = _execute(job["code"])
     except BaseException as error:
         _say(ready, error)
-        os._exit(255)
-    os._exit(_execute(job["code"]))
+    finally:
+        os._exit(code)
 
 
 def _limits(config: dict[str, Any], job: Job) -> None:
@@ -258,7 +265,8 @@ def _drop_capabilities() -> None:
 
 
 def _say(fd: int, error: BaseException) -> None:
-    os.write(fd, f"-{error}"[:500].encode())
+    with contextlib.suppress(OSError):
+        os.write(fd, f"-{error}"[:500].encode("utf-8", "replace"))
 
 
 def _execute(source: str) -> int:
@@ -320,11 +328,15 @@ _NUMBERS = {
 }  # fmt: skip
 _SOCKET, _CLONE, _CLONE3 = (41, 198), (56, 220), 435
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
-_COLUMN = _MACHINES.get(platform.machine(), (0, 0))[0]
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NEW_NAMESPACES = (
     CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
 )  # fmt: skip
+
+
+def _machine() -> tuple[int, int] | None:
+    """Column of the numbers above and the kernel's name of the architecture; None where they are not known."""
+    return _MACHINES.get(platform.machine()) if sys.maxsize > 2**32 else None
 
 
 class _Filter(ctypes.Structure):
@@ -349,10 +361,10 @@ def filter_program(column: int, architecture: int, network: bool) -> bytes:
 
 def _filter_system_calls(network: bool) -> None:
     """Where the machine is unknown, there is no filter: the other layers stand without it."""
-    if platform.machine() not in _MACHINES or sys.maxsize < 2**32:
+    machine = _machine()
+    if machine is None:
         return
-    column, architecture = _MACHINES[platform.machine()]
-    code = filter_program(column, architecture, network)
+    code = filter_program(*machine, network)
     program = _Filter(len(code) // 8, code)
     result = _prctl(PR_SET_SECCOMP, 2, ctypes.addressof(program))
     if result != 0 and ctypes.get_errno() != errno.EINVAL:  # EINVAL: a kernel without seccomp
@@ -372,7 +384,6 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
     os.lseek(stdin, 0, os.SEEK_SET)
     streams = (stdin, to_out, to_err)
     folder = "" if config["isolated"] else tempfile.mkdtemp(dir=config["root"])
-    started = time.monotonic()
     if config["isolated"]:
         _unshare(CLONE_NEWPID)
     child = os.fork()
@@ -389,7 +400,9 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
     gone = os.pidfd_open(child)
     texts = {out: bytearray(), err: bytearray()}
     most = {out: STDOUT_MOST, err: STDERR_MOST}
-    ended = _watch(job, config["isolated"], gone, control, texts, most, started)
+    started, ended, said = _wait_for_the_jail(began, control)
+    if ended == "began":
+        ended = _watch(job, config["isolated"], gone, control, texts, most, started)
     if ended != "exited":
         _kill(config, child)
     _, status, usage = os.wait4(child, 0)
@@ -400,13 +413,11 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
     for fd, text in texts.items():
         if ended == "exited" and _drain(fd, text, most[fd]):
             ended = "output"
-    os.set_blocking(began, False)
-    said = _read_some(began) or b""
     for fd in (out, err, began, gone):
         os.close(fd)
     if ended == "host gone":
         return None
-    if not said.startswith(b"+"):
+    if ended == "setup":
         return {"setup": said[1:].decode("utf-8", "replace") or "the jail could not be made"}
     code = os.waitstatus_to_exitcode(status)
     code = code if code >= 0 else 128 - code
@@ -415,6 +426,19 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
     texts_as = {"stdout": texts[out], "stderr": texts[err]}
     answer: Answer = {name: bytes(text).decode("utf-8", "replace") for name, text in texts_as.items()}
     return answer | {"status": ended, "exit_code": code, "seconds": seconds, "peak_mb": usage.ru_maxrss / 1024}
+
+
+def _wait_for_the_jail(began: int, control: int) -> tuple[float, str, bytes]:
+    """When the program began, "began", "setup" or "host gone", and what was said. Only from here on does its time run."""
+    poll = select.poll()
+    poll.register(began, select.POLLIN)
+    poll.register(control, select.POLLHUP)
+    events = {fd for fd, _ in poll.poll(JAIL_MOST * 1000)}
+    now = time.monotonic()
+    if control in events:
+        return now, "host gone", b""
+    said = os.read(began, 512) if events else b"-it took too long"
+    return now, "began" if said == b"+" else "setup", said
 
 
 def _watch(job: Job, isolated: bool, gone: int, control: int, texts: dict[int, bytearray], most: dict[int, int], started: float) -> str:

@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 def cells_figure(
     names: Sequence[str], counts: npt.NDArray[np.int64], prediction: Array, error: Array, outcome: Array | None, min_cell: int
 ) -> Figure:
-    """Cells from the lowest to the highest mean prediction; those of fewer than ``min_cell`` rows in gray."""
-    order = np.argsort(prediction, kind="stable")
-    if len(order) > MOST_GROUPS:  # both ends are what one looks for
-        order = np.concatenate([order[: MOST_GROUPS // 2], order[-MOST_GROUPS // 2 :]])
+    """Cells from the lowest to the highest mean prediction; those of fewer than ``min_cell`` rows in gray, and left out first."""
+    order = _shown(prediction, counts, min_cell)
     with style():
-        rows, row, top, bottom, left = len(order), 26, 62, 44, 330
+        letters = min(max(len(names[cell]) for cell in order), 58)  # the last attribute is often what tells two cells apart
+        rows, row, top, bottom, left = len(order), 26, 62, 44, max(330, 94 + 6.4 * letters)
         height = row * rows + top + bottom
         fig = figure(WIDTH, height)
         ax = axes(fig, left, bottom, WIDTH - left - 24, row * rows)
@@ -56,10 +55,11 @@ def cells_figure(
             ax.plot(prediction[cell], place, marker="o", ms=7 if small else 9, mec=PAPER, mew=1, color=color, zorder=3)
             if outcome is not None:
                 ax.plot(outcome[cell], place, marker="|", ms=14, mew=2.4, color=INK, zorder=4)
-            row_text(fig, ax, place, 10, shorten(names[cell], 38))
+            row_text(fig, ax, place, 10, shorten(names[cell], letters))
             row_text(fig, ax, place, left - 14, f"{counts[cell]:,}", ha="right", color=MUTED)
         ax.set_xlabel("mean prediction of the cell, 95 % interval")
-        fig.text(10 / WIDTH, 1 - 16 / height, "Mean prediction by intersection", va="center", weight="bold")
+        left_out = f" ({rows} of {len(names)} cells)" if rows < len(names) else ""
+        fig.text(10 / WIDTH, 1 - 16 / height, f"Mean prediction by intersection{left_out}", va="center", weight="bold")
         marks = [("prediction", {"marker": "o", "ms": 8, "color": BLUE})]
         if (counts[order] < min_cell).any():
             marks.append((f"fewer than {min_cell} rows", {"marker": "o", "ms": 7, "color": GRAY}))
@@ -67,6 +67,18 @@ def cells_figure(
             marks.append(("outcome", {"marker": "|", "ms": 13, "mew": 2.4, "color": INK}))
         key(fig, 16, height - 40, marks)
         return fig
+
+
+def _shown(prediction: Array, counts: npt.NDArray[np.int64], min_cell: int) -> npt.NDArray[np.int64]:
+    """Which cells have a place, in the order of their predictions: of more than fit, those that can be judged, and of these both ends."""
+    order = np.argsort(prediction, kind="stable")
+    if len(order) <= MOST_GROUPS:
+        return order
+    large = order[counts[order] >= min_cell]
+    if len(large) > MOST_GROUPS:
+        return np.concatenate([large[: MOST_GROUPS // 2], large[-MOST_GROUPS // 2 :]])
+    largest = np.argsort(-counts, kind="stable")[:MOST_GROUPS]  # the judged ones, and the largest of the others
+    return order[np.isin(order, largest)]
 
 
 def front_figure(lam: Array, divergence: Array, cost: Array, cost_name: str, selected: int, target: float | None) -> Figure:

@@ -123,8 +123,8 @@ class IsoFlopAudit:
         held_low, held_high = self.deadweight_interval_held
         lines = [
             f"If the surface is right, the parabolas' plan wastes {percent(self.deadweight, 2)} of the compute; {percent(LEVEL)} interval "
-            f"{percent(low, 2)} to {percent(high, 2)} with both methods fitted anew, {percent(held_low, 2)} to {percent(held_high, 2)} with "
-            "the surface held.",
+            f"{percent(low, 2)} to {percent(high, 2)} with both methods fitted anew, {percent(held_low, 2)} to "
+            f"{percent(held_high, 2)} with the surface held.",
             f"Their D differs by {percent(self.observed_error, 1, '+')}, of which {percent(self.predicted_error, 1, '+')} is the bias of "
             "parabolas on this grid; the rest is noise, single runs, or a law of another form.",
         ]

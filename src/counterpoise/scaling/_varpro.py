@@ -360,17 +360,30 @@ def _polished(problem: Problem, law: Law) -> Law:
 
     def parts(q: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         p = origin + scale * q
-        return p[: K + 1], p[K + 1 :], problem.residual(p[: K + 1], p[K + 1 :])
+        with np.errstate(over="ignore", invalid="ignore"):  # far outside
+            return p[: K + 1], p[K + 1 :], problem.residual(p[: K + 1], p[K + 1 :])
+
+    low, high = problem.bounds
+
+    def outside(c: FloatArray, theta: FloatArray) -> bool:
+        left = (c < problem.floor).any() or (theta < low).any() or (theta > high).any()
+        return bool(left or (problem.log and (problem.predicted(c, theta) <= 0).any()))
 
     def value(q: FloatArray) -> float:
-        return float(_charge(parts(q)[2], delta).sum()) / delta**2
+        c, theta, r = parts(q)
+        # A step that leads outside is taken back.
+        return np.inf if outside(c, theta) else float(_charge(r, delta).sum()) / delta**2
 
     def gradient(q: FloatArray) -> FloatArray:
         c, theta, r = parts(q)
+        if outside(c, theta):
+            return np.zeros_like(q)
         return np.asarray(-scale * (problem.jacobian(c, theta).T @ np.clip(r, -delta, delta)) / delta**2)
 
     def hessian(q: FloatArray) -> FloatArray:
         c, theta, r = parts(q)
+        if outside(c, theta):
+            return np.eye(len(q))  # asked for before the step is taken back, and not used
         J, psi = problem.jacobian(c, theta), np.clip(r, -delta, delta)
         phi = np.exp(-theta * problem.u)
         inside = J[np.abs(r) <= delta]
@@ -393,11 +406,7 @@ def _polished(problem: Problem, law: Law) -> Law:
         method="trust-exact",
         options={"gtol": 1e-10, "initial_trust_radius": delta, "maxiter": 300},
     )
-    p = origin + scale * found.x
-    low, high = problem.bounds
-    if found.fun >= value(start) or (p[: K + 1] < problem.floor).any() or (p[K + 1 :] < low).any() or (p[K + 1 :] > high).any():
-        return law
-    return _law(problem, p)
+    return _law(problem, origin + scale * found.x) if found.fun < value(start) else law
 
 
 def _charge(r: FloatArray, delta: float | None) -> FloatArray:

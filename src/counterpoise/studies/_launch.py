@@ -283,6 +283,7 @@ class _Runner:
             shed=tuple(shed),
             seconds_per_repeat=per_repeat,
             smallest_difference=detectable,
+            jackknife=self.protocol.jackknife,
         )
 
     def _within(self, budget: float) -> dict[str, Any]:

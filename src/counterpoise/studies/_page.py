@@ -47,6 +47,7 @@ NOTES = {
     " 0 is demographic parity of the ranking. Small groups differ by chance, in all arms alike; a model that learned less, as the placebo"
     " does, depends less on everything. Parity may contradict calibration within groups, so this neither recommends an arm nor speaks"
     " against one.",
+    "tails": 'On the rows called "few" under "Ranges of the target", below: those whose values are least common.',
 }
 SHARES_NOTE = (
     " To gain: whose positives would move up if every positive right below a negative changed places with it. Average precision pays for"

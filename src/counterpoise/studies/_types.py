@@ -123,6 +123,7 @@ class Plan:
     shed: tuple[str, ...] = ()  # arms a budget could not pay for
     seconds_per_repeat: float | None = None
     smallest_difference: float | None = None  # detectable in 4 of 5 studies, before any fit
+    jackknife: int = 0  # rounds after the repeats, each without a group of rows (regression tails)
 
 
 class Watcher:

@@ -298,15 +298,18 @@ def _fisher(models: Models, name: str, w: Sequence[float], scale: float, known: 
     present = all(name in source.names for source in known)
     for rows in models.pieces(name):
         base = models.base(name, rows)
-        total, share, plain = torch.zeros_like(base), torch.zeros_like(base), torch.zeros_like(base)
+        # In double precision: a squared gradient of float32 times a small change may be 0 in float32.
+        total, share, plain = (torch.zeros_like(base, dtype=torch.float64) for _ in range(3))
         for k, weight in enumerate(w):
             vector = models.vector(k, name, rows, base)
             plain.add_(vector, alpha=weight)
             if present:
-                importance = known[k].read(name, rows).to(base) * weight
-                total.addcmul_(importance, vector)
+                importance = known[k].read(name, rows).to(total) * weight
+                if not bool((torch.isfinite(importance) & (importance >= 0)).all()):
+                    bad_input(known[k].label, f"negative values, or such that are not finite, of {name}", "mean squared gradients")
+                total.addcmul_(importance, vector.double())
                 share.add_(importance)
-        merged[... if rows is None else rows] = base.add(torch.where(share > 0, total / share, plain), alpha=scale)
+        merged[... if rows is None else rows] = base.double().add(torch.where(share > 0, total / share, plain), alpha=scale)
     return merged
 
 
@@ -322,6 +325,8 @@ def _regmean(models: Models, name: str, w: Sequence[float], scale: float, known:
     total, products = torch.zeros_like(base), torch.zeros(base.shape[1], base.shape[1], dtype=base.dtype, device=base.device)
     for k, weight in enumerate(w):
         product = known[k].read(name).to(base)
+        if not bool(torch.isfinite(product).all()):
+            bad_input(known[k].label, f"values that are not finite of {name}", "sums of products of inputs")
         total.addmm_(models.vector(k, name).double().sub_(mean), product, alpha=weight)
         products.add_(product, alpha=weight)
     return base.add(mean + total @ torch.linalg.pinv(products, hermitian=True), alpha=scale).to(models.dtypes[name])

@@ -37,12 +37,25 @@ Rows = slice | None
 
 
 class MemoryModel:
-    """A module or a state dictionary. ``names``: one for each tensor; ``aliases``: all of each; ``homes``: from any to the one."""
+    """A module or a state dictionary. ``names``: one for each tensor; ``aliases``: all of each; ``homes``: from any to the one; ``others``:
+    what is no tensor (the extra state of a module)."""
 
     def __init__(self, state: Mapping[str, Tensor], label: str, buffers: Sequence[str] = ()) -> None:
         self.label = label
         self.buffers = frozenset(buffers)
         self._state = {name: tensor.detach() for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        self.others = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+        sharded = [name for name, tensor in self._state.items() if hasattr(tensor, "full_tensor")]
+        if sharded:
+            bad_input(
+                label,
+                f"{sharded[0]}, a sharded tensor (DTensor)",
+                "whole tensors",
+                "Gather them first, or save the model and pass its path.",
+            )
+        empty = [name for name, tensor in self._state.items() if tensor.is_meta]
+        if empty:
+            bad_input(label, f"{empty[0]} on the meta device", "tensors with values", "Load the weights first, or pass their path.")
         self.aliases: dict[str, tuple[str, ...]] = {}
         self.homes: dict[str, str] = {}
         first: dict[Any, str] = {}
@@ -70,11 +83,15 @@ class FileModel:
     def __init__(self, path: Path, label: str) -> None:
         self.label = f"{label} ({path})"
         self.buffers: frozenset[str] = frozenset()
+        self.others: dict[str, Any] = {}
         self.path = path
         self.files = _files(path, label)
         self.aliases = {name: (name,) for name in self.files}
         self.homes = {name: name for name in self.files}
         self._places = {file: _places(file, label) for file in dict.fromkeys(self.files.values())}
+        lost = [name for name, file in self.files.items() if name not in self._places[file]]
+        if lost:
+            bad_input(label, str(path), f"files that hold what {INDEX} says", f"Missing in {self.files[lost[0]].name}: {listing(lost, 3)}.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -142,6 +159,8 @@ class Models:
         self.buffers = tuple(name for name in floating if name in known or name.rpartition(".")[2] in STATISTICS)
         self.parameters = tuple(name for name in floating if name not in set(self.buffers))
         self.fixed = tuple(name for name in self.dtypes if name not in set(floating))
+        for model in self.models:
+            self._check_ties(model)
 
     def __len__(self) -> int:
         return len(self.models)
@@ -150,6 +169,15 @@ class Models:
     def labels(self) -> list[str]:
         """What messages call the models."""
         return [model.label for model in self.models]
+
+    def _check_ties(self, model: MemoryModel | FileModel) -> None:
+        """What is one tensor in the base has one value in the model, under however many names."""
+        for name, aliases in self.base_model.aliases.items():
+            first, *others = dict.fromkeys(model.homes[alias] for alias in aliases if alias in model.homes)
+            for other in others:
+                same = model.spec(first) == model.spec(other)
+                if not same or not all(torch.equal(model.read(first, rows), model.read(other, rows)) for rows in self.pieces(name)):
+                    bad_input(model.label, f"different {first} and {other}", "one tensor, as in the base, where they are tied")
 
     def pieces(self, name: str) -> Iterator[Rows]:
         """Rows of a tensor, a number of entries at once; None for all of it."""
@@ -207,8 +235,8 @@ class Models:
         return torch.empty(self.shapes[name], dtype=self.dtypes[name], device=whole.device)
 
     def with_aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every name of every tensor, in the order of the base."""
-        return {name: tensors[home] for name, home in self.base_model.homes.items()}
+        """Every name of every tensor, in the order of the base, and what is no tensor."""
+        return {name: tensors[home] for name, home in self.base_model.homes.items()} | self.base_model.others
 
 
 def _place(tensor: Tensor) -> Any:
@@ -252,8 +280,10 @@ def _files(path: Path, label: str) -> dict[str, Path]:
     if not path.is_dir():
         bad_input(label, str(path), "a path that exists")
     if (path / INDEX).is_file():
-        held = json.loads((path / INDEX).read_text("utf-8"))["weight_map"]
-        shards = {name: path / file for name, file in held.items()}
+        try:
+            shards = {name: path / file for name, file in json.loads((path / INDEX).read_text("utf-8"))["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            bad_input(label, str(path / INDEX), 'JSON with a "weight_map" from names of tensors to names of files')
         lost = sorted({str(file.name) for file in shards.values() if not file.is_file()})
         if lost:
             bad_input(label, str(path), f"a folder with all files that {INDEX} names", f"Missing: {listing(lost, 3)}.")

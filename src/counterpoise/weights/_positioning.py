@@ -38,6 +38,7 @@ __all__ = ["RATES", "MergeResult", "SelfPositioning", "forever", "search"]
 
 HELD = 2**28  # bytes of task vectors that are kept in memory; of more, they are read at every step
 FADED = 0.01  # of the weights: a task below it may be missing in the probe
+FAINTEST = -700.0  # log a of the weakest model against the strongest: its exponential is no 0 yet
 RATES = {"adam": 0.05, "sgd": 0.5}
 
 
@@ -83,7 +84,10 @@ class MergeResult:
         """Where the search ended."""
         shares = ", ".join(f"{a:.2f}" for a in self.weights.tolist())
         losses = [row["loss"] for row in self.history]
-        text = f"Weights {shares}, scale {self.scale:.2f}; loss of a batch {losses[0]:.4g} at first, {losses[-1]:.4g} in the end."
+        few = -(-len(losses) // 10)  # a single batch may be of another task than the next, with another loss
+        first, last = sum(losses[:few]) / few, sum(losses[-few:]) / few
+        batches = "batch" if few == 1 else f"{few} batches"
+        text = f"Weights {shares}, scale {self.scale:.2f}; mean loss of the first {batches} {first:.4g}, of the last {last:.4g}."
         return f"{text} {self.stopped}".strip()
 
 
@@ -230,7 +234,7 @@ def search(
     stopped = ""
     for step in range(steps):
         with torch.enable_grad():
-            d = size * slerp_coefficients(gram, u.exp(), rule, names)
+            d = size * slerp_coefficients(gram, torch.softmax(u, 0), rule, names)
         loss, slope = evaluate(d.detach())
         if not math.isfinite(loss) or not bool(torch.isfinite(slope).all()):
             if not history:
@@ -251,9 +255,10 @@ def search(
         stepper.step()
         with torch.no_grad():
             size.clamp_(min=0.0)
+            u.sub_(u.max()).clamp_(min=FAINTEST)  # only ratios matter
     with torch.no_grad():
         weights = torch.softmax(u, 0)
-        coefficients = size * slerp_coefficients(gram, u.exp(), rule, names)
+        coefficients = size * slerp_coefficients(gram, weights, rule, names)
     faded = [name for name, a in zip(names, weights.tolist(), strict=True) if a < FADED]
     if faded:
         warnings.warn(f"The weight of {listing(faded)} fell below {FADED:.0%}: is the task in the probe?", UserWarning, stacklevel=3)
@@ -268,7 +273,9 @@ class MergedModel:
 
     def __init__(self, base: nn.Module, models: Models, kept: Sequence[int]) -> None:
         self._models, self._kept = models, list(kept)
-        self.network = copy.deepcopy(base).eval().requires_grad_(True)
+        self.network = copy.deepcopy(base).eval()
+        for p in self.network.parameters():
+            p.requires_grad_(p.is_floating_point())
         self._norms = [
             module for module in self.network.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
@@ -307,7 +314,8 @@ class MergedModel:
             loss = loss_fn(self.network, batch)
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                 bad_input("loss_fn", _kind(loss), "a function that returns a scalar with a graph to the model's parameters")
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Not into what else the loss is made of: parameters of its own, other models.
+            loss.backward(inputs=list(self._parameters.values()))  # type: ignore[no-untyped-call]
         where = products[0].device if products else loss.device
         total = torch.stack([part.to(where) for part in products]).sum(dim=0) if products else torch.zeros(len(d), dtype=torch.float64)
         reduced = [torch.cat([loss.detach().double().reshape(1).to(where), total])]
@@ -339,9 +347,11 @@ class MergedModel:
                 loss_fn(self.network, batch)
         for module, momentum in before:
             module.momentum = momentum
+        statistics: list[Any] = [tensor for module in self._norms for tensor in (module.running_mean, module.running_var)]
+        all_reduce_mean_(statistics)
 
     def state_dict(self) -> dict[str, Tensor]:
-        values = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
+        values = {name: value.detach() if isinstance(value, Tensor) else value for name, value in self.network.state_dict().items()}
         for name in self._models.fixed:
             for alias in self._models.base_model.aliases[name]:
                 values[alias] = self._models.base_model.read(name).clone()

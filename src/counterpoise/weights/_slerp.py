@@ -18,7 +18,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._errors import bad_input, check_choice, check_range, listing
 from counterpoise._precision import single
 
 __all__ = ["EPS", "RULES", "Rule", "nested_slerp", "positive", "slerp", "slerp_coefficients"]
@@ -26,6 +26,7 @@ __all__ = ["EPS", "RULES", "Rule", "nested_slerp", "positive", "slerp", "slerp_c
 Rule = Literal["mean", "sum"]
 RULES = ("mean", "sum")
 EPS = 1e-8
+OPPOSED = 1e-5  # the sine of vectors that point away from each other below which an arc is mostly rounding
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor, eps: float = EPS, dim: int | None = None) -> Tensor:
@@ -49,7 +50,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor, eps: float = EPS, dim: int | 
     Raises
     ------
     InputError
-        If shapes or types differ, or two vectors are antiparallel: every arc between them is as short as any other.
+        If shapes or types differ, or two vectors are antiparallel, to 1e-5: every arc between them is as short as any other.
 
     Examples
     --------
@@ -61,7 +62,8 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor, eps: float = EPS, dim: int | 
     check_range("eps", eps, low=0.0)
     x, y = single(a), single(b)
     over: Any = {"dim": tuple(range(a.ndim)) if dim is None else dim, "keepdim": True}
-    aa, ab, bb = ((left * right).sum(dtype=torch.float64, **over) for left, right in ((x, x), (x, y), (y, y)))
+    # Doubled before they are multiplied: the square of a small float32 is 0.
+    aa, ab, bb = ((left.double() * right.double()).sum(**over) for left, right in ((x, x), (x, y), (y, y)))
     first, second, opposed = _shares(aa, ab, bb, torch.as_tensor(t, dtype=torch.float64, device=x.device), eps)
     if bool(opposed.any()):
         where = "" if dim is None else f" in {int(opposed.sum())} of {opposed.numel()} rows"
@@ -114,14 +116,20 @@ def nested_slerp(vectors: Any, weights: Sequence[float] | Tensor, rule: Rule = "
         names = list(vectors[0])
         if any(set(vector) != set(names) for vector in vectors):
             bad_input("vectors", "dictionaries of different names", "task vectors of one base")
-        flat = nested_slerp([torch.cat([vector[name].reshape(-1) for name in names]) for vector in vectors], a, rule)
-        parts = torch.split(flat, [vectors[0][name].numel() for name in names])
-        return {name: part.reshape(vectors[0][name].shape) for name, part in zip(names, parts, strict=True)}
-    merged = vectors[0]
+        like = vectors[0]
+        odd = [name for name in names if any(vector[name].shape != like[name].shape for vector in vectors)]
+        if odd:
+            bad_input("vectors", f"{odd[0]} of shapes {[tuple(vector[odd[0]].shape) for vector in vectors]}", "task vectors of one base")
+        flat = nested_slerp([torch.cat([single(vector[name]).reshape(-1) for name in names]) for vector in vectors], a, rule)
+        parts = torch.split(flat, [like[name].numel() for name in names])
+        return {name: part.reshape(like[name].shape).to(like[name].dtype) for name, part in zip(names, parts, strict=True)}
+    if not all(isinstance(vector, Tensor) and vector.dtype == vectors[0].dtype for vector in vectors):
+        bad_input("vectors", listing([_kind(vector) for vector in vectors]), "floating-point tensors of one shape and type")
+    merged = single(vectors[0])
     for k in range(1, len(vectors)):
         before = sum(a[:k]) / (k if rule == "mean" else 1)
-        merged = slerp(merged, vectors[k], a[k] / (before + a[k]))
-    return merged
+        merged = slerp(merged, single(vectors[k]), a[k] / (before + a[k]))
+    return merged.to(vectors[0].dtype)
 
 
 def slerp_coefficients(gram: Tensor, weights: Tensor, rule: Rule, names: Sequence[str] = ()) -> Tensor:
@@ -149,9 +157,9 @@ def slerp_coefficients(gram: Tensor, weights: Tensor, rule: Rule, names: Sequenc
 
 def _shares(aa: Tensor, ab: Tensor, bb: Tensor, t: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """What a and b are multiplied by, from their inner products, and where they are antiparallel."""
-    lengths = (aa * bb).clamp_min(0).sqrt()
-    defined = lengths > 0
-    cos = (ab / torch.where(defined, lengths, 1.0)).clamp(-1.0, 1.0)
+    defined = (aa > 0) & (bb > 0)
+    lengths = torch.where(defined, aa, 1.0).sqrt() * torch.where(defined, bb, 1.0).sqrt()  # the product of squares may not fit
+    cos = (torch.where(defined, ab, 0.0) / lengths).clamp(-1.0, 1.0)
     squared = (1 - cos) * (1 + cos)
     linear = ~defined | (squared.detach() < eps**2) | (squared.detach() <= 0)
     # Where the line is taken, a harmless angle stands in for the undefined one, so that gradients stay finite.
@@ -160,7 +168,7 @@ def _shares(aa: Tensor, ab: Tensor, bb: Tensor, t: Tensor, eps: float) -> tuple[
     angle = torch.atan2(sin, cos)
     first = torch.where(linear, 1 - t, torch.sin((1 - t) * angle) / sin)
     second = torch.where(linear, t, torch.sin(t * angle) / sin)
-    return first, second, linear & defined & (ab < 0)
+    return first, second, defined & (ab < 0) & (linear | (squared.detach() < OPPOSED**2))
 
 
 def positive(argument: str, weights: Any, count: int) -> Tensor:

@@ -88,7 +88,8 @@ def _input_products(model: nn.Module, loader: Iterable[Any], loss_fn: Loss, labe
 
     home = MemoryModel(model.state_dict(), label).homes
     layers = [(f"{name}.weight" if name else "weight", module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_pre_hook(hook(home[name])) for name, module in layers]
+    # A weight that is computed from others (parametrizations) is none of the parameters.
+    handles = [module.register_forward_pre_hook(hook(home[name])) for name, module in layers if name in home]
     try:
         count = 0
         for batch in loader:

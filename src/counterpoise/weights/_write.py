@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -21,13 +21,18 @@ SHARD = 2**31  # bytes of a file, where the base does not say
 
 
 def check_out(out: str | os.PathLike[str], models: Models) -> Path:
-    """``out`` as a path that overwrites none of the models."""
+    """``out`` as a path that overwrites none of the models, and beside which no other weights would be taken for the merged ones."""
     path = Path(out)
+    files = [] if path.suffix == ".safetensors" else list(_layout(models))
+    written = {path.resolve(), *((path / file).resolve() for file in files)}
     for model in (models.base_model, *models.models):
-        if isinstance(model, FileModel) and path.resolve() in {model.path.resolve(), *(file.resolve() for file in model.files.values())}:
+        if isinstance(model, FileModel) and written & {model.path.resolve(), *(file.resolve() for file in model.files.values())}:
             bad_input("out", str(path), "a path of its own", f"It is that of {model.label}.")
     if path.suffix != ".safetensors" and path.is_file():
         bad_input("out", str(path), "a folder, or a path that ends in .safetensors")
+    old = [name for name in (WEIGHTS, INDEX) if files and name not in _loaded(files) and (path / name).exists()]
+    if old:
+        bad_input("out", str(path), "a folder without other weights", f"It holds {old[0]}, which would be loaded with the new files.")
     return path
 
 
@@ -44,7 +49,7 @@ def write(path: Path, models: Models, merged: Callable[[str], Tensor]) -> Path:
         for file, names in layout.items():
             _save(folder / file, models, names, merged)
         _beside(folder, models)
-        if len(layout) > 1:
+        if INDEX in _loaded(layout):
             held = {name: file for file, names in layout.items() for name in names}
             index = {"metadata": {"total_size": sum(_bytes(models, name) for name in held)}, "weight_map": held}
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
@@ -58,6 +63,11 @@ def _save(file: Path, models: Models, names: Sequence[str], merged: Callable[[st
     unfinished = file.with_name(file.name + ".unfinished")
     save_file({name: merged(name).contiguous() for name in names}, unfinished, metadata={"format": "pt"})
     os.replace(unfinished, file)
+
+
+def _loaded(files: Collection[str]) -> set[str]:
+    """What readers look for in a folder with these files."""
+    return {WEIGHTS} if list(files) == [WEIGHTS] else {INDEX}
 
 
 def _layout(models: Models) -> dict[str, list[str]]:
