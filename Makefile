@@ -25,11 +25,11 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray,lightning,text,trl]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray,lightning,text,trl,federated,he]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
-	$(BIN)/pip install -q -c constraints.txt -e '.[docs,lightning,text]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs,lightning,text,federated,he]'
 	@touch $@
 
 install: $(VENV)/.core

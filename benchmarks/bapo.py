@@ -40,7 +40,7 @@ LATTICES: dict[str, dict[str, Any]] = {
     "paper": {"target": 0.4, "low": (0.6, 0.9, 0.02), "high": (1.2, 3.0, 0.05), "high_first": True, "share": True, "weighted": True},
     "reference": {"target": 1.0, "low": (0.6, 0.8, 0.05), "high": (1.2, 2.0, 0.05), "high_first": False, "share": False, "weighted": False},
 }
-LEANS = {"never": -1.5, "on the way": {"paper": -0.1, "reference": 0.03}}
+LEANS = {"never": -1.5, "on the way": {"paper": -0.1, "reference": 0.05}}
 
 
 # -- search -------------------------------------------------------------------------------------------------------------------------------

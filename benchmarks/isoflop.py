@@ -130,7 +130,7 @@ def one(side: str, repeats: int) -> dict[str, Any]:
 def in_fresh_process(python: str, side: str, repeats: int) -> dict[str, Any] | None:
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [python, __file__, "--one", side, "--repeats", str(repeats)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | threads, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads, check=False)
     if done.returncode:
         print(f"{side} did not run: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}", file=sys.stderr)
         return None

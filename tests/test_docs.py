@@ -31,6 +31,7 @@ GROUP = typer.main.get_command(_app.app)
 # Rooms whose guide is called as they are.
 SAME_NAME = (
     "losses", "decisions", "datasets", "data", "metrics", "schedules", "nn", "gradients", "optim", "weights", "scaling", "reinforcement",
+    "federated",
 )  # fmt: skip
 SHELL = ("|", ">", "&&", ";", "&")  # where a command ends
 

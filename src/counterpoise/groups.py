@@ -288,7 +288,12 @@ def _numbers(argument: str, values: Any) -> npt.NDArray[np.float64]:
     try:
         numbers[~missing] = array[~missing].astype(np.float64)
     except (TypeError, ValueError):
-        bad_input(argument, f"an array of {array.dtype}", "numbers", "Groups.from_labels(...) takes labels of any type.")
+        bad_input(
+            argument,
+            f"an array of {array.dtype}",
+            "numbers",
+            "For labels: Groups.from_labels(labels) as groups, labels == 'yes' as outcomes.",
+        )
     if np.isinf(numbers).any():
         bad_input(argument, "an infinite number", "finite numbers, or NaN for missing ones")
     if np.isnan(numbers).all():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,10 +30,13 @@ def test_ways_to_name_modalities() -> None:
         [("audio",), ("text",), "image"],
         expected.half(),
         expected.tolist(),
+        expected.numpy(),
+        np.array([2, 0, 1]),
+        np.array(["audio", "text", "image"]),
     ):
         assert torch.equal(temperature.weights(given), expected)
     assert torch.equal(temperature.weights([("text", "audio", "audio", "audio")]), torch.tensor([[0.25, 0.0, 0.75]]))
-    assert ModalityTemperature(2).names == ("0", "1")
+    assert ModalityTemperature(2).names == ModalityTemperature(np.int64(2)).names == ("0", "1")
 
 
 def test_gradients() -> None:
@@ -67,6 +71,7 @@ def test_it_is_saved_with_its_values() -> None:
     [
         ({"modalities": 0}, "modalities"),
         ({"modalities": []}, "modalities"),
+        ({"modalities": 1.5}, "modalities: got 1.5"),
         ({"modalities": "text"}, "modalities: got 'text'"),
         ({"modalities": ["a", "a"]}, "modalities"),
         ({"init": 0.0}, r"init: got 0.0; expected temperatures in \[0.001, 1\]"),

@@ -229,7 +229,7 @@ class ScalingLogger(ScalingLog, Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        seen = trainer.strategy.reduce(torch.tensor(float(self._seen), dtype=torch.float64, device=pl_module.device), reduce_op="sum")
+        seen = trainer.strategy.reduce(torch.tensor(self._seen, device=pl_module.device), reduce_op="sum")
         if self.loss not in trainer.callback_metrics:
             bad_input("loss", self.loss, f"one of the metrics of the validation: {', '.join(map(str, trainer.callback_metrics)) or 'none'}")
         if trainer.is_global_zero:

@@ -36,8 +36,8 @@ def honest(question: Message, answer: Message) -> list[Message]:
 class LocalGrid(Grid):
     """Calls the app of every node, one after the other; every message is bytes on the way.
 
-    ``wire(question, answer)`` is what arrives at the server of an answer: the place for losses and attacks. ``arrived`` has every message that
-    the server got; ``sent`` and ``received`` are its bytes.
+    ``wire(question, answer)`` is what arrives at the server of an answer: the place for losses and attacks. ``arrived`` has every message
+    that the server got; ``sent`` and ``received`` are its bytes.
     """
 
     def __init__(self, app: ClientApp, clients: int, wire: Wire = honest, first: int = 1000) -> None:

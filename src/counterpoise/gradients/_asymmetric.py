@@ -131,9 +131,10 @@ class AsymmetricGradient(nn.Module):
         asymmetric.update(unimodal)
         criterion(head(torch.cat(features, dim=1)), unimodal, target).backward()  # criterion: losses.ARLLoss
 
-    Everything that flows into an encoder is scaled, unimodal losses included; the head is not. Until the first ``update``, and in
-    ``eval()``, all factors are 1 and there is no noise. A factor acts like another learning rate of the encoder: tune the learning rate
-    anew for every mode.
+    Everything that flows into an encoder is scaled, unimodal losses included; the head is not. Features are not copied, and autograd does
+    not let the head write into them: no ``nn.ReLU(inplace=True)`` at its beginning. Until the first ``update``, and in ``eval()``, all
+    factors are 1 and there is no noise. A factor acts like another learning rate of the encoder: tune the learning rate anew for every
+    mode.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ def isoflop_figure(
         share, low, high = waste
         said = "Parabolas plan nothing"
         if np.isfinite(share):
-            between = f", 90 % interval {percent(low, 1)} to {percent(high, 1)}" if np.isfinite(low) else ""
+            between = f" ({percent(low, 1)} to {percent(high, 1)})" if np.isfinite(low) else ""
             said = f"If the fit of all runs is right, parabolas waste {percent(share, 1)} at {target:.3g} FLOPs{between}"
         fig.text(10 / WIDTH, 1 - 16 / height, said, va="center", weight="bold")
         for x, y, text, color in (
@@ -74,7 +74,11 @@ def isoflop_figure(
             (268, 40, "parabola per budget (dashed, diamonds: best size)", RED),
         ):
             fig.text(x / WIDTH, 1 - y / height, text, va="center", color=color)
-        marks = "gray dots: runs" + (", crosses: flagged" if flagged.any() else "")
+        marks = (
+            "gray dots: runs"
+            + (", crosses: flagged" if flagged.any() else "")
+            + ("; in brackets: 90 % interval" if np.isfinite(low) else "")
+        )
         fig.text(10 / WIDTH, 1 - 60 / height, marks, va="center", color=MUTED)
         return fig
 

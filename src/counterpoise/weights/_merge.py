@@ -128,8 +128,8 @@ def merge(
     Raises
     ------
     InputError
-        If models do not match the base (the first differences are named), two task vectors are antiparallel, or an argument is out of its
-        range.
+        If models do not match the base (the first differences are named), two task vectors are antiparallel, statistics are not finite,
+        ``out`` holds a model or other weights, or an argument is out of its range.
 
     Warns
     -----
