@@ -116,6 +116,13 @@ TABLE = {
         needs="isoflop/isoflops.csv",
         arguments=("5",),
     ),
+    "federated_intrusion.py": Example(
+        ("macro F1   FedAvg   votes", "\nround 2 ", "39,444 bytes of weights in the open, 10,240 bytes of encrypted votes"),
+        begins="10 clients with 284 to 5,340 connections; number 1, with the most, is poisoned.",
+        needs="nsl-kdd/KDDTrain+_20Percent.txt.gz",
+        engine="flwr",
+        arguments=("2",),
+    ),
     "domain_generalisation.py": Example(
         ("sketch         aligned, defaults", "on the domain left out, better in", "Hessians differ most between"),
         begins="1998 images of art, cartoon, photo, sketch.",
