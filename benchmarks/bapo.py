@@ -31,7 +31,7 @@ from torch import Tensor
 
 from counterpoise.losses import balanced_bounds
 
-SEARCH = 10.0  # bar: stepping over ours, target never met, options of the paper (52 points; those of the released code have 21)
+SEARCH = 10.0  # bar: stepping over ours, target never met (52 points with the options of the paper, 21 with those of the released code)
 STEP = 0.02  # bar: share of the search in the CPU time of a training step of TRL
 SAME = 1e-6  # of the bounds
 
@@ -120,7 +120,7 @@ def compare_search(tokens: int, runs: int) -> tuple[list[dict[str, Any]], list[s
                 float(np.median([value(row) for row in own]))
                 for value in (lambda r: 1e3 * r["ours"], lambda r: 1e3 * r["stepping"], lambda r: r["stepping"] / r["ours"])
             )
-            judged = (preset, target) == ("paper", "never")
+            judged = target == "never"
             bar = f" (bar {SEARCH:g})" if judged else ""
             print(f"| {preset} | {target} | {own[0]['points']} | {ours:.1f} | {theirs:.1f} | **{ratio:.1f}**{bar} |")
             if judged and ratio < SEARCH:
