@@ -3,8 +3,8 @@
     COUNTERPOISE_DATA=FOLDER python examples/federated_intrusion.py [ROUNDS]
 
 FOLDER holds nsl-kdd/KDDTrain+_20Percent.txt.gz (NSL-KDD, KDDTrain+_20Percent.txt of https://github.com/defcom17/NSL_KDD, compressed): 25,192
-connections, half of them ordinary, 11 of the rarest of four kinds of attacks. Every kind is split over ten clients in shares of its
-own, so each of them sees other traffic. The one with most data sends -5 times what it has learned.
+connections, half of them ordinary, 11 of the rarest of four kinds of attacks. Every kind is split over ten clients in shares of
+its own, so each of them sees other traffic. The one with most data sends -5 times what it has learned.
 
 Flower runs the clients in processes of their own. With FedAvg, the server averages their weights, and reads every one of them. With
 EdgeDetectStrategy and edgedetect_mod each client sends one encrypted sign per weight; one of the clients holds the key; the server learns

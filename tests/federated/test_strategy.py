@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -247,3 +248,30 @@ def test_bad_options(options, message) -> None:
 def test_nothing_to_vote_on() -> None:
     with pytest.raises(InputError, match="at least one floating-point array that `keep` does not name"):
         strategy().start(LocalGrid(app_of(), 5), ArrayRecord({"n": Array(np.array(3))}), num_rounds=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_weights_keep_their_dtype_and_one_coordinate_is_enough(dtype) -> None:
+    start = ArrayRecord({"w": Array(np.zeros(1, dtype))})
+    everybody_up = lambda weights, client, server_round: {"w": weights["w"] + dtype(0.5)}  # noqa: E731
+    result = strategy(threshold="zero").start(LocalGrid(app_of(everybody_up), 5), start, num_rounds=1)
+    assert result.arrays["w"].numpy().dtype == dtype and result.arrays["w"].numpy() == dtype(0.02)
+
+
+def test_clients_that_have_learned_nothing_draw_their_votes() -> None:
+    """Nobody's weights move: votes are coins, another one for every client and round, and add up to about nothing."""
+    start = ArrayRecord({"w": Array(np.zeros(2000, np.float32))})
+    found = [
+        strategy(seed=seed).start(LocalGrid(app_of(lambda weights, *_: weights), 5), start, num_rounds=1).arrays["w"].numpy()
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+    assert abs(found[0].mean()) < 4 * 0.02 / np.sqrt(5 * 2000)
+    assert set(np.rint(found[0] / 0.004).astype(int)) == {-5, -3, -1, 1, 3, 5}
+
+
+def test_global_random_states_are_left_alone() -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    strategy(4).start(LocalGrid(app_of(), 6), arrays(), num_rounds=2)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert before[:2] == after[:2] and torch.equal(before[2], after[2])

@@ -291,7 +291,9 @@ def test_two_columns_of_groups_are_crossed_and_dependence_is_judged(tmp_path: Pa
     label = np.where(0.6 * sex + rng.random(600) > 0.8, "yes", "no")
     table = table.with_columns(x2=pl.Series(table["x2"].to_numpy() + 2.0 * sex), y=pl.Series(label))
     net = Learner("net", _short_net, scale=True, takes_loss=True)
-    study = small_study(table, target="y", groups=["sex", "city"], learners=[net], remedies=["fair-penalty"], folds=2, placebo=False, out=tmp_path)
+    study = small_study(
+        table, target="y", groups=["sex", "city"], learners=[net], remedies=["fair-penalty"], folds=2, placebo=False, out=tmp_path
+    )
     assert study.failed == [] and study.fairness_arms == [("net", "fair-penalty")]
     cells = study.groups["sex x city"]
     assert cells.names[0] == "sex=F, city=Bergen" and cells.counts().sum() == 480  # a fifth is locked away

@@ -439,6 +439,14 @@ def test_what_does_not_apply_is_listed_with_the_reason(remedy: str, learner: str
     assert found[0] == learner and reason in found[2]
 
 
+def test_a_study_of_nothing_but_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"remedies: got 'fair-penalty'; expected at least one that can be used here. fair-penalty: .*--group"
+    ):
+        small_study(numbers(), target="y", learners=["mlp"], remedies=["fair-penalty"], out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_resamplers_that_search_neighbors_need_a_table_of_moderate_size() -> None:
     problem = build_problem(
         pl.DataFrame({"c": ["a", "b", "c", "d"] * 50, "e": ["p", "q"] * 100, "y": ["u", "v", "v", "v", "v"] * 40}), target="y"

@@ -473,7 +473,7 @@ class Refuses:
 
 def test_a_baseline_that_fails_ends_in_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CounterpoiseError, match=r"no baseline could be fitted: .*no license for this solver") as caught:
-        small_study(numbers(), target="y", learners={"mine": Refuses()}, folds=2, out=tmp_path)
+        small_study(numbers(), target="y", learners={"mine": Refuses()}, remedies=["over"], folds=2, out=tmp_path)
     assert "\n" not in str(caught.value)
 
 

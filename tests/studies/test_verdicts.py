@@ -496,6 +496,16 @@ def test_dependence_on_groups_does_not_rule_an_arm_out() -> None:
     assert recommend([b], judged, primary="decisions", task="binary", stages=STAGES).arm == "weights"
 
 
+def test_help_elsewhere_is_said_where_nothing_is_recommended() -> None:
+    judged = {
+        "error": [Verdict("lds", "linear", "error", -1.0, -2.0, -0.5, "harms", metric="mae")],
+        "tails": [Verdict(arm, "linear", "tails", 1.0, 0.5, 1.5, "helps", metric="mae") for arm in ("lds", "smogn", "placebo")],
+    }
+    found = recommend([regression(-0.5)], judged, primary="error", task="regression", stages=STAGES)
+    rare = "helps predictions in the rarest range"
+    assert found.reasons[0].endswith(f" But linear with lds {rare} and linear with smogn {rare}: see there.")
+
+
 def test_of_ties_the_simpler_stage_and_never_the_placebo() -> None:
     b = board(0.9, 0.9, 1.5, 1.5, arms=("smote", "weights", "placebo", "nothing@0.5"), n=2000, positives=600)
     found = recommended([b])

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from counterpoise._errors import InputError, StoreError, check_choice, check_range
+from counterpoise._errors import InputError, StoreError, bad_input, check_choice, check_range
 
 from ._diagnosis import diagnose_problem
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner, as_learner
 from ._plan import QUESTIONS, Entry, budgeted, entries_of, make_protocol
 from ._problem import Problem, build_problem
-from ._remedies import Remedy, as_remedies
+from ._remedies import BASELINE, HALF, PLACEBO, Remedy, as_remedies
 from ._runner import run_cells
 from ._store import Store
 from ._study import Study
@@ -147,6 +147,10 @@ def study(
     protocol = make_protocol(problem, folds=folds, repeats=repeats, trials=trials, seed=seed, metric=metric, cost=cost, rope=rope)
     chosen = _learners(learners)
     entries, refused = entries_of(problem, chosen, as_remedies(remedies, placebo=placebo))
+    asked = {remedy.name for remedy in as_remedies(remedies, placebo=False)} - {BASELINE.name, HALF.name, PLACEBO.name}
+    if asked and not asked & {entry.remedy.name for entry in entries}:
+        reasons = dict.fromkeys(f"{name}: {reason}" for _, name, reason in refused if name in asked)
+        bad_input("remedies", ", ".join(sorted(asked)), "at least one that can be used here", f"{'; '.join(reasons)}.")
     return launch(
         problem,
         protocol,

@@ -197,7 +197,7 @@ def recommend(
     if not candidates:
         why = "No remedy has been shown to help" if not helped else "No remedy earned its place"
         best_of = f"; {best_baseline[0]} has the best {METRIC_WORDS[metric]} of the learners" if len(baselines) > 1 else ""
-        reason = f"{why} ({QUESTION_WORDS[primary]}){best_of}."
+        reason = f"{why} ({QUESTION_WORDS[primary]}){best_of}." + _elsewhere(others)
         return Recommendation(*best_baseline, primary, metric, None, (reason, *passed))
 
     def complexity(key: Key) -> int:
@@ -215,6 +215,14 @@ def recommend(
             why = "this data can not tell it from the simpler one" if key in tied else "not as much"
             passed.append(f"{_shown(key)} helps too, but {why}.")
     return Recommendation(*chosen, primary, metric, helped[chosen], (helped[chosen].sentence(), *passed))
+
+
+def _elsewhere(others: Sequence[Verdict]) -> str:
+    """Who helps another question than the one that recommends, at most two of them: nobody should take it for nothing."""
+    found = [verdict for verdict in others if verdict.verdict == "helps" and verdict.arm not in NEVER_RECOMMENDED]
+    named = dict.fromkeys(f"{_shown((verdict.learner, verdict.arm))} helps {QUESTION_WORDS[verdict.question]}" for verdict in found)
+    more = f", and {len(named) - 2} more" if len(named) > 2 else ""
+    return f" But {' and '.join(list(named)[:2])}{more}: see there." if named else ""
 
 
 def bias_corrected_expectation(
