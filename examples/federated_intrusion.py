@@ -1,10 +1,11 @@
 """Ten networks of computers learn together to tell attacks from ordinary traffic; one of them lies. Averages, or encrypted votes?
 
-    COUNTERPOISE_DATA=FOLDER python examples/federated_intrusion.py [ROUNDS]
+    COUNTERPOISE_DATA=FOLDER python examples/federated_intrusion.py [ROUNDS] [cic-ids2017-sample]
 
-FOLDER holds nsl-kdd/KDDTrain+_20Percent.txt.gz (NSL-KDD, KDDTrain+_20Percent.txt of https://github.com/defcom17/NSL_KDD, compressed): 25,192
-connections, half of them ordinary, 11 of the rarest of four kinds of attacks. Every kind is split over ten clients in shares of
-its own, so each of them sees other traffic. The one with most data sends -5 times what it has learned.
+FOLDER holds nsl-kdd/KDDTrain+_20Percent.txt.gz (NSL-KDD, KDDTrain+_20Percent.txt of https://github.com/defcom17/NSL_KDD, compressed):
+25,192 connections, half of them ordinary, 11 of the rarest of four kinds of attacks. Every kind is split over ten clients in shares of
+its own, so each of them sees other traffic. The one with most data sends -5 times what it has learned. CIC-IDS2017 is newer: 43,419
+connections of the sample with 16 kinds, cic-ids2017-sample/cicids2017_improved_16class.csv.gz.
 
 Flower runs the clients in processes of their own. With FedAvg, the server averages their weights, and reads every one of them. With
 EdgeDetectStrategy and edgedetect_mod each client sends one encrypted sign per weight; one of the clients holds the key; the server learns
@@ -36,6 +37,8 @@ from counterpoise.datasets import load
 from counterpoise.federated import EdgeDetectStrategy, edgedetect_mod
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 12
+NAME = sys.argv[2] if len(sys.argv) > 2 else "nsl-kdd"
+FILES = {"nsl-kdd": "KDDTrain+_20Percent.txt.gz", "cic-ids2017-sample": "cicids2017_improved_16class.csv.gz"}
 CLIENTS, HELD_OUT, BATCH = 10, 6000, 64
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -111,16 +114,18 @@ def server_app(X, y, classes, told):
 
 
 def traffic():
-    """Features (n, 118), one-hot or logarithms, and kinds of traffic."""
-    path = Path(os.environ.get("COUNTERPOISE_DATA", "")) / "nsl-kdd" / "KDDTrain+_20Percent.txt.gz"
+    """Features (n, columns), one-hot or logarithms, and kinds of traffic."""
+    path = Path(os.environ.get("COUNTERPOISE_DATA", "")) / NAME / FILES[NAME]
     if not path.is_file():
-        sys.exit(f"{path} is not there: set COUNTERPOISE_DATA to a folder that holds nsl-kdd/KDDTrain+_20Percent.txt.gz (NSL-KDD).")
-    data = load("nsl-kdd")
+        sys.exit(f"{path} is not there: set COUNTERPOISE_DATA to a folder that holds {NAME}/{FILES[NAME]}.")
+    data = load(NAME)
     kinds, y = np.unique(data.frame[data.target].to_numpy().astype(str), return_inverse=True)
     frame = data.frame.drop(data.target)
     names = [name for name in frame.columns if frame[name].dtype == pl.String]
-    numbers = np.log1p(frame.drop(names).to_numpy().astype(np.float64))
-    return np.concatenate([numbers, frame.select(names).to_dummies().to_numpy()], axis=1).astype(np.float32), y.astype(np.int64), kinds
+    numbers = frame.drop(names).to_numpy().astype(np.float64)
+    numbers = np.sign(numbers) * np.log1p(np.abs(numbers))
+    named = [frame.select(names).to_dummies().to_numpy()] if names else []
+    return np.concatenate([numbers, *named], axis=1).astype(np.float32), y.astype(np.int64), kinds
 
 
 if __name__ == "__main__":
