@@ -201,8 +201,7 @@ class ClipSearch:
         amount = a.abs() * old.exp() if self.weight == "rollout_prob" else a.abs()
         if self.statistic == "gradient" and self.dual_clip is not None:
             amount = torch.where((a < 0) & (ratio > self.dual_clip), 0.0, amount)
-        amount = torch.where(mask, amount, 0.0)
-        moment = torch.where(mask, amount * ratio, 0.0)  # padding may hold anything
+        moment = amount * ratio
         # The bin is computed, not searched for, which is several times as fast: both lattices are even.
         low, high, last = self.low, self.high, self.last_bin
         positive = a.to(ratio.dtype).sign().clamp(min=0)
@@ -213,10 +212,12 @@ class ClipSearch:
             if bound.is_cut:  # its last step is shorter than the others
                 place = torch.where((positive == sign) & (ratio > bound.maximum), last, place)
         index = (place.clamp(0, last) + positive * (last + 1)).nan_to_num(0.0).long()
-        sums = torch.zeros(2, 2 * (last + 1), dtype=torch.float64, device=ratio.device)
+        padding = 2 * (last + 1)  # a bin of its own, which is dropped: padding may hold anything
+        index.masked_fill_(~mask, padding)
+        sums = torch.zeros(2, padding + 1, dtype=torch.float64, device=ratio.device)
         for row, part in enumerate((amount, moment)):
             sums[row].scatter_add_(0, index, part.double())
-        return sums.view(2, 2, last + 1)
+        return sums[:, :padding].reshape(2, 2, last + 1)
 
     @torch.no_grad()
     def decide(self, sums: Tensor) -> Tensor:
