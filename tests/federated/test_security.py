@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import re
+import struct
 from types import ModuleType
 
 import numpy as np
@@ -14,7 +16,7 @@ pytest.importorskip("flwr")
 pytest.importorskip("phe")
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from phe import paillier
 
@@ -124,6 +126,17 @@ def changed(answer: Message, question: Message, rows=None, **receipt) -> Message
     return Message(content, reply_to=question)
 
 
+def of_bytes(question: Message, answer: Message, data: bytes) -> list[Message]:
+    """The answer with other bytes where an array is expected."""
+    record = ArrayRecord({ROWS: Array(dtype="uint8", shape=(1, 64), stype="numpy.ndarray", data=data)})
+    return [Message(RecordDict({RECORD: answer.content[RECORD], ROWS: record}), reply_to=question)]
+
+
+def npy(header: str) -> bytes:
+    """The beginning of a file of NumPy's."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n"
+
+
 class Attack:
     """Changes the answers of client 4 from the second round on; ``kind`` says how."""
 
@@ -188,8 +201,21 @@ class Attack:
         return [Message(content, reply_to=question)]
 
     def of_bytes_that_are_no_array(self, question, answer):
-        record = ArrayRecord({ROWS: Array(dtype="uint8", shape=(1, 64), stype="numpy.ndarray", data=b"nonsense")})
-        return [Message(RecordDict({RECORD: answer.content[RECORD], ROWS: record}), reply_to=question)]
+        return of_bytes(question, answer, b"nonsense")
+
+    def of_a_broken_archive(self, question, answer):
+        return of_bytes(question, answer, b"PK\x03\x04nonsense")
+
+    def of_an_archive(self, question, answer):
+        file = io.BytesIO()
+        np.savez(file, rows=answer.content[ROWS][ROWS].numpy())
+        return of_bytes(question, answer, file.getvalue())
+
+    def of_a_petabyte(self, question, answer):
+        return of_bytes(question, answer, npy(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({10**15},)}}"))
+
+    def with_a_header_without_end(self, question, answer):
+        return of_bytes(question, answer, npy("(" * 100))
 
     def under_another_key(self, question, answer):
         codec = SlotCodec(5, 256)
@@ -217,6 +243,10 @@ REASONS = {
     "without_rows": r"arrays \[\]",
     "with_weights_in_the_clear": "expected 'edgedetect.rows' alone",
     "of_bytes_that_are_no_array": "that cannot be read",
+    "of_a_broken_archive": "that cannot be read .BadZipFile",
+    "of_an_archive": "of type NpzFile",
+    "of_a_petabyte": "that cannot be read",
+    "with_a_header_without_end": "that cannot be read",
     "under_another_key": "message: got key .*; expected key",
     "in_the_clear": "message: got key ''; expected key",
 }
@@ -264,18 +294,53 @@ def test_a_node_that_was_not_asked_is_refused() -> None:
     assert not flat(result.arrays).any()
 
 
-@pytest.mark.parametrize("kind", ["too large", "of another parity", "of another type", "of another round"])
+@pytest.mark.parametrize("kind", ["too large", "the smallest number", "of another parity", "of another type", "of another round"])
 def test_totals_that_cannot_be_are_refused(kind) -> None:
     def wire(question, answer):
         if stage_of(question) != "decrypt":
             return [answer]
         total = answer.content[ROWS][ROWS].numpy()
-        change = {"too large": np.full_like(total, 7), "of another parity": total + 1, "of another type": total.astype(np.float64)}
+        change = {
+            "too large": np.full_like(total, 7),
+            "the smallest number": np.full_like(total, -(2**31)),
+            "of another parity": total + 1,
+            "of another type": total.astype(np.float64),
+        }
         receipt = {"token": bytes(16)} if kind == "of another round" else {}
         return [changed(answer, question, rows=change.get(kind, total), **receipt)]
 
-    result = strategy().start(LocalGrid(app_of(), 5, wire), arrays(), num_rounds=1)
+    # Four clients: the smallest number of 32 bits is even.
+    result = strategy(4).start(LocalGrid(app_of(), 4, wire), arrays(), num_rounds=1)
     assert result.train_metrics_clientapp[1]["stepped"] == 0 and not flat(result.arrays).any()
+
+
+def test_an_archive_in_place_of_votes_in_the_clear_is_refused() -> None:
+    chosen = strategy(encrypt=False)
+    result = chosen.start(LocalGrid(app_of(), 5, Attack("of_an_archive")), arrays(), num_rounds=2)
+    assert [row["clients"] for row in result.train_metrics_clientapp.values()] == [5, 4] and "NpzFile" in chosen.refused[0][2]
+
+
+def test_a_key_in_answer_to_another_question_is_refused() -> None:
+    def wire(question, answer):
+        if stage_of(question) == "key" and answer.metadata.src_node_id == 1000:
+            answer.content[RECORD]["token"] = bytes(16)
+        return [answer]
+
+    grid = LocalGrid(app_of(), 5, wire)
+    strategy().start(grid, arrays(), num_rounds=1)
+    totals = [one for one in grid.arrived if ROWS in one.content and one.content[ROWS][ROWS].numpy().dtype == np.int32]
+    assert [one.metadata.src_node_id for one in totals] == [1001]  # the next node holds the key
+
+
+@pytest.mark.parametrize("examples", [[1, 2], -(10**9), float("nan"), float("inf")])
+def test_a_number_of_examples_that_is_none_does_not_stop_the_round(examples) -> None:
+    def wire(question, answer):
+        if stage_of(question) == "train" and answer.metadata.src_node_id == 1004:
+            answer.content["metrics"] = MetricRecord({"num-examples": examples, "loss": 1.0})
+        return [answer]
+
+    metrics = strategy().start(LocalGrid(app_of(), 5, wire), arrays(), num_rounds=1).train_metrics_clientapp[1]
+    assert (metrics["clients"], metrics["stepped"]) == (5, 1) and "loss" not in metrics
 
 
 def test_a_diverged_client_is_named_and_does_not_vote() -> None:

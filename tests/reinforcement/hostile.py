@@ -141,6 +141,10 @@ PROGRAMS = [
             "        os._exit(0)\nfor _ in range(8):\n    os.wait()\nbreach('memory')"),
     Hostile("1 GiB shared memory", "import mmap\narea = mmap.mmap(-1, 1 << 30)\nfor at in range(0, 1 << 30, 4096):\n    area[at] = 1\n"
             "breach('memory')"),
+    Hostile("shared memory that no process shows", "import mmap\narea = mmap.mmap(-1, 1 << 20)\narea[0] = 1\n"
+            "area.madvise(mmap.MADV_DONTNEED)\nif area[0] == 1:  # still held, and in nobody's resident memory\n    breach('memory')"),
+    Hostile("shared memory of a device", "import mmap\n"
+            "if works(lambda: mmap.mmap(os.open('/dev/zero', os.O_RDWR), 1 << 20, mmap.MAP_SHARED)):\n    breach('zero')"),
     Hostile("memory without a name", "fd = os.memfd_create('x')\nbreach('memfd')"),
     Hostile("shared memory that stays", "if libc.shmget(0x1234, 1 << 20, 0o1666) >= 0:\n    breach('shm')"),
     Hostile("1 GiB on disk", "written = 0\nwith open('/tmp/big', 'wb', buffering=0) as file:\n    for _ in range(64):\n"

@@ -103,6 +103,27 @@ def test_bubblewrap(sandbox) -> None:
     assert sandbox.backend == "bubblewrap"  # the first choice
 
 
+SEARCHES = {
+    "variables of the functions around it": "frame = sys._getframe()\nwhile frame:\n    for value in list(frame.f_locals.values()):\n"
+    "        found |= re.search({0!r}, repr(value)) is not None\n    frame = frame.f_back\n",
+    "memory, freed or not": "for line in list(open('/proc/self/maps')):\n    place, mode = line.split()[:2]\n"
+    "    if mode.startswith('rw') and '[v' not in line:\n        low, high = (int(end, 16) for end in place.split('-'))\n"
+    "        found |= re.search({0!r}.encode(), ctypes.string_at(low, high - low)) is not None\n",
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+def test_nothing_of_the_program_before_is_left_in_memory(sandbox, search) -> None:
+    # It may have printed the right answer to the same test. A pattern with a class in it does not find itself.
+    def look_for(pattern: str) -> str:
+        return "import ctypes, re, sys\nfound = False\n" + search.format(pattern) + "print(found)  # 777000777001"
+
+    with Sandbox(timeout=2) as alone:
+        assert alone.run("print(int(input()) ** 2)", "1234567").stdout == "1524155677489\n"
+        assert alone.run(look_for("152415567748[0-9]")).stdout == "False\n"
+        assert alone.run(look_for("77700077700[0-9]")).stdout == "True\n"  # what is there, is found
+
+
 def test_an_agent_that_was_killed_is_replaced(sandbox) -> None:
     sandbox.run("pass")
     for one in list(sandbox._idle):
@@ -186,9 +207,9 @@ def test_the_limit_on_processes_is_the_one_asked_for(sandbox) -> None:
 # -- the filter of system calls, on machines that are not at hand --------------------------------------------------------------------------
 
 
-def answer_of(code: bytes, number: int, architecture: int, argument: int = 0) -> int:
+def answer_of(code: bytes, number: int, architecture: int, argument: int = 0, fourth: int = 0) -> int:
     """What a kernel would do: classic BPF over number, architecture, instruction pointer and arguments."""
-    data = struct.pack("=IIQ6Q", number, architecture, 0, argument, 0, 0, 0, 0, 0)
+    data = struct.pack("=IIQ6Q", number, architecture, 0, argument, 0, 0, fourth, 0, 0)
     steps, at, accumulator = [struct.unpack_from("=HBBI", code, place) for place in range(0, len(code), 8)], 0, 0
     while True:
         kind, if_true, if_false, k = steps[at]
@@ -215,6 +236,9 @@ def test_the_filter_refuses_what_it_lists_and_nothing_else(machine, network) -> 
         assert answer_of(code, number, architecture) == expected, number
     assert answer_of(code, clone, architecture, 17) == allowed  # a fork
     assert answer_of(code, clone, architecture, 0x10000000 | 17) == refused  # in a user namespace
+    # mmap: private or of a file, against shared, and shared with its flags checked, without one
+    flags = {0x02: allowed, 0x22: allowed, 0x01: allowed, 0x21: refused, 0x23: refused}
+    assert {fourth: answer_of(code, agent._MMAP[column], architecture, 0, fourth) for fourth in flags} == flags
     assert answer_of(code, 0, architecture ^ 1) == 0x80000000  # numbers of another architecture: killed
     if machine == "x86_64":
         assert answer_of(code, 0x40000000 | 57, architecture) == refused
@@ -300,6 +324,12 @@ def test_programs_that_attack_do_bite_where_nothing_holds_them(tmp_path) -> None
 def test_bad_options(options, words) -> None:
     with pytest.raises(InputError, match=words):
         Sandbox(**options)
+
+
+def test_input_that_cannot_be_written_is_no_error_of_the_program(sandbox) -> None:
+    with pytest.raises(InputError, match=r"stdin: got .*ud800.* at 1.*expected text that UTF-8 can write"):
+        sandbox.run("print(1)", "1\ud800")
+    assert sandbox.run("import os\nprint(os.read(0, 9))", "\udcff\u00e9").stdout == "b'\\xff\\xc3\\xa9'\n"
 
 
 def test_programs_are_strings(sandbox) -> None:

@@ -66,6 +66,14 @@ def test_the_schedule_follows_the_state_of_the_trainer() -> None:
     assert TieredReward(PORTFOLIO["var_asce_rev"], Remembering())([RIGHT], [SUITE], state(None)) == pytest.approx([0.35])
 
 
+@pytest.mark.parametrize(("epoch", "paid"), [(0.5999, 0.35), (0.6, 0.70), (1.2, 0.85), (1.8, 1.0)])
+def test_a_stage_begins_in_the_step_that_reaches_it(epoch, paid) -> None:
+    assert 0.6 / 3 < 0.2 and 1.2 / 3 < 0.4  # in binary
+    stretched = TieredReward(PORTFOLIO["var_asce_rev"], Remembering(), epochs=3)
+    published = TieredReward(PORTFOLIO["var_asce_rev_3e"], Remembering())
+    assert [reward([RIGHT], [SUITE], state(epoch)) for reward in (stretched, published)] == [pytest.approx([paid])] * 2
+
+
 def test_a_problem_without_a_test_that_counts_abstains() -> None:
     basic = TieredSuite.of({"tests": [{"input": "1 2", "output": "3", "tier": "basic"}]})
     sandbox = Remembering()

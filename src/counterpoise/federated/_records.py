@@ -92,9 +92,12 @@ def array_in(content: RecordDict) -> npt.NDArray[Any]:
     if record is None or list(record) != [ROWS] or len(content.array_records) != 1:
         bad_input("message", f"arrays {list(content.array_records)}", f"{ROWS!r} alone", "Clients need the mod edgedetect_mod.")
     try:
-        return record[ROWS].numpy()
-    except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
+        array: object = record[ROWS].numpy()
+    except Exception as error:  # a stranger's bytes: what NumPy raises over them includes BadZipFile, TokenError and MemoryError
         bad_input("message", f"{ROWS!r} that cannot be read ({type(error).__name__})", "a NumPy array")
+    if not isinstance(array, np.ndarray):
+        bad_input("message", f"{ROWS!r} of type {type(array).__name__}", "a NumPy array")
+    return array
 
 
 def votes_in(content: RecordDict, receipt: Receipt | Instructions, fingerprint: str, clients: int) -> EncryptedVotes:

@@ -331,11 +331,14 @@ class EdgeDetectStrategy(Strategy):
     def _ask_for_key(self, grid: Grid, node: int, at: int) -> PaillierAggregator:
         from phe import paillier
 
-        content = self._ask(grid, node, RecordDict({RECORD: self._instructions(KEY, at).record()}))
+        instructions = self._instructions(KEY, at)
+        content = self._ask(grid, node, RecordDict({RECORD: instructions.record()}))
         record = content.config_records.get(RECORD)
         modulus = None if record is None else record.get("modulus")
-        if not isinstance(modulus, bytes):
+        if record is None or not isinstance(modulus, bytes):
             bad_input("key", "an answer without a modulus", "the modulus in bytes")
+        if record.get("token") != instructions.token:
+            bad_input("key", "an answer to another question", "one to this question", "A replay?")
         return PaillierAggregator(paillier.PaillierPublicKey(int.from_bytes(modulus, "big")), self.codec, insecure=self.insecure)
 
     def _decrypt(self, total: EncryptedVotes, at: int) -> Tensor:
@@ -347,7 +350,8 @@ class EdgeDetectStrategy(Strategy):
         votes = array_in(content)
         if (receipt.token, receipt.d) != (instructions.token, total.d) or votes.dtype != np.int32 or votes.shape != (total.d,):
             bad_input("totals", f"{votes.dtype} of shape {votes.shape}", f"int32 of shape ({total.d},), for this round")
-        if (np.abs(votes) > total.clients).any() or ((votes + total.clients) % 2).any():
+        sums = votes.astype(np.int64)  # the smallest number of 32 bits has no absolute value
+        if (np.abs(sums) > total.clients).any() or ((sums + total.clients) % 2).any():
             bad_input("totals", "sums that votes cannot have", f"sums of {total.clients} votes of -1 and +1")
         return torch.from_numpy(votes.copy())
 
@@ -476,11 +480,13 @@ class EdgeDetectStrategy(Strategy):
 
 
 def _averaged(contents: list[RecordDict]) -> dict[str, Any]:
-    """The clients' own metrics, weighted by their number of examples as FedAvg does; none unless all have that number."""
+    """The clients' own metrics, weighted by their number of examples as FedAvg does; none unless all have one that is a number of such."""
     records: list[Any] = [next(iter(content.metric_records.values())) for content in contents if len(content.metric_records) == 1]
     if not contents or len(records) < len(contents) or not all(EXAMPLES in record for record in records):
         return {}
     weights = [record[EXAMPLES] for record in records]
+    if not all(isinstance(w, int | float) and math.isfinite(w) and w >= 0 for w in weights):
+        return {}
     common = set.intersection(*(set(record) for record in records)) - {EXAMPLES}
     scalars = sorted(name for name in common if not any(isinstance(record[name], list) for record in records))
     whole = sum(weights) or 1

@@ -130,8 +130,9 @@ class Sandbox:
     """Runs Python programs that nobody has read.
 
     A program is run as ``python -I -S`` runs a script: standard library only, no environment, stdin from a string. Nothing that it does
-    outlives it. An agent inside the isolation forks a warm interpreter for each program; agents are started as ``run_many`` asks for them,
-    and end with the sandbox, or with the process that made it, however that ends.
+    outlives it, and it finds nothing in its memory of the programs before it. An agent inside the isolation forks a warm interpreter for
+    each program; agents are started as ``run_many`` asks for them, and end with the sandbox, or with the process that made it, however
+    that ends. Memory that is shared without a file (``mmap.mmap(-1, ...)``) is refused.
 
     Parameters
     ----------
@@ -205,6 +206,10 @@ class Sandbox:
         for name, text in (("code", code), ("stdin", stdin)):
             if not isinstance(text, str):
                 bad_input(name, text, "a string")
+        try:
+            stdin.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            bad_input("stdin", f"{stdin[error.start]!r} at {error.start}", "text that UTF-8 can write", "Half of a surrogate pair?")
         return self._run(code, stdin, self.processes, self.timeout)
 
     def run_many(self, jobs: Iterable[tuple[str, str]], workers: int | None = None) -> list[RunResult]:
@@ -357,7 +362,10 @@ def _close_all(agents: list[_Agent], owner: int) -> None:
 
 
 class _Agent:
-    """The process that runs programs, one at a time, seen from outside. Frames: four bytes of length, then JSON."""
+    """The process that runs programs, one at a time, seen from outside.
+
+    Frames: four bytes of length, then JSON; behind an answer, one byte more once the runner of that program has ended.
+    """
 
     def __init__(self, backend: str, network: bool) -> None:
         isolated = backend != "subprocess"
@@ -396,7 +404,9 @@ class _Agent:
                 view = view[self._process.stdin.write(view) :]
         except BrokenPipeError:
             return None
-        return self._receive(most)
+        answer = self._receive(most)
+        ended = self._exactly(1, time.monotonic() + GRACE) if answer is not None else None
+        return answer if ended else None
 
     def close(self) -> None:
         """Kills it; all processes inside end with it."""
@@ -448,7 +458,7 @@ def _bubblewrap(network: bool) -> list[str]:
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
             command += ["--ro-bind", path, path]
-    for name in ("null", "zero", "full", "random", "urandom"):
+    for name in ("null", "full", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     command += ["--proc", "/proc", "--tmpfs", "/tmp", "--remount-ro", "/"]
     return [shutil.which("bwrap") or "bwrap", *command[1:], "--cap-add", "ALL", "--new-session", "--"]

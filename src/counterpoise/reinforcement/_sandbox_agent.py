@@ -4,7 +4,9 @@ The host starts this file as a script, ``python -I -S _sandbox_agent.py CONFIG``
 
 1. **Build** (backend "unshare"): new mount, network, process, IPC, host-name and control-group namespaces; a root file system of read-only
    system folders; the old root is gone. With "bubblewrap" that was done before this script began, with "subprocess" nobody does it.
-2. **Serve**: read a job, fork, answer with what the program wrote and how it ended. Warm modules are shared, so a run costs two forks.
+2. **Serve**: for each job, fork a runner that reads it, runs it, and answers with what the program wrote and how it ended. Warm modules are
+   shared, so a run costs three forks. The server itself reads neither jobs nor outputs: a program finds nothing in its memory of those that
+   were run before, such as the right answer to the same test.
 3. **Jail** (each job): a process namespace of its own, whose end is the end of every process in it; an empty scratch folder in memory; an
    unprivileged user without capabilities, for whom limits on processes bind; a system-call filter. The program starts after all of that
    held; if a step fails, it does not start.
@@ -131,7 +133,7 @@ def _new_root(root: str, readonly: list[str]) -> None:
             _bind(path, root + path)
     for folder in ("/proc", "/tmp", "/dev"):
         os.makedirs(root + folder, exist_ok=True)
-    for name in ("null", "zero", "full", "random", "urandom"):
+    for name in ("null", "full", "random", "urandom"):  # zero: shared memory without a file
         os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
         _bind(f"/dev/{name}", f"{root}/dev/{name}")
     _mount_proc(root + "/proc", "")  # while the old one is seen: without it, a user namespace may mount none
@@ -234,8 +236,8 @@ def _program(config: dict[str, Any], job: Job, streams: tuple[int, int, int], re
 
 def _limits(config: dict[str, Any], job: Job) -> None:
     seconds = int(job["timeout"]) + 2
-    # In a user namespace the agent and the first process of the jail have the same user, and the process that waits outside.
-    processes = job["processes"] + (3 if config["user_namespace"] else 0)
+    # In a user namespace the agent, its runner and the first process of the jail have the same user, and the process that waits outside.
+    processes = job["processes"] + (4 if config["user_namespace"] else 0)
     wanted = {
         resource.RLIMIT_CPU: seconds,  # CPU time of each process; the clock on the wall is watched from outside
         resource.RLIMIT_AS: job["memory_mb"] * MB,
@@ -326,7 +328,8 @@ _NUMBERS = {
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190),
     "mq_open": (240, 180),
 }  # fmt: skip
-_SOCKET, _CLONE, _CLONE3 = (41, 198), (56, 220), 435
+_SOCKET, _CLONE, _CLONE3, _MMAP = (41, 198), (56, 220), 435, (9, 222)
+MAP_SHARED, MAP_ANONYMOUS = 1, 32
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NEW_NAMESPACES = (
@@ -344,7 +347,7 @@ class _Filter(ctypes.Structure):
 
 
 def filter_program(column: int, architecture: int, network: bool) -> bytes:
-    """Classic BPF over ``struct seccomp_data``: number at byte 0, architecture at 4, first argument at 16."""
+    """Classic BPF over ``struct seccomp_data``: number at byte 0, architecture at 4, first argument at 16, fourth at 40."""
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     refuse, unknown = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
     steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, _KILL), (load, 0, 0, 0)]
@@ -356,6 +359,9 @@ def filter_program(column: int, architecture: int, network: bool) -> bytes:
     # clone3 hides its flags in memory, where a filter cannot look; the C library then takes clone.
     steps += [(equal, 0, 1, _CLONE3), (answer, 0, 0, unknown)]
     steps += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_NAMESPACES), (answer, 0, 0, refuse)]
+    # Shared memory without a file stays when a process drops it from its resident memory, where it is counted.
+    steps += [(load, 0, 0, 0), (equal, 0, 4, _MMAP[column]), (load, 0, 0, 40)]
+    steps += [(any_bit, 0, 2, MAP_SHARED), (any_bit, 0, 1, MAP_ANONYMOUS), (answer, 0, 0, refuse)]
     return b"".join(struct.pack("=HBBI", *step) for step in [*steps, (answer, 0, 0, _ALLOW)])
 
 
@@ -393,8 +399,6 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
             jail(config, job, streams, to_began)
         os.chdir(folder)
         _program(config, job, streams, to_began)
-    if config["isolated"]:
-        _call("setns", _libc.setns(config["own_pids"], CLONE_NEWPID))
     for fd in (*streams, to_began):
         os.close(fd)
     gone = os.pidfd_open(child)
@@ -473,7 +477,7 @@ def _watch(job: Job, isolated: bool, gone: int, control: int, texts: dict[int, b
 def _memory_mb() -> float:
     """Resident memory of all processes of the job beyond what they share with this one."""
     pages = 0
-    others = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {1, os.getpid()}
+    others = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {1, os.getppid(), os.getpid()}
     for process in others:
         try:
             pages += max(0, _resident(process) - _resident(os.getpid()))
@@ -555,8 +559,6 @@ def main() -> None:
     try:
         if config["build"]:
             build(config)
-        if config["isolated"]:
-            config["own_pids"] = os.pidfd_open(os.getpid())
     except (SetupError, OSError) as error:
         _send(answers, {"setup": str(error)})
         return
@@ -565,14 +567,34 @@ def main() -> None:
     gc.disable()
     gc.freeze()
     _send(answers, {"ready": True, "user_namespace": config["user_namespace"]})
-    while (job := _receive(control)) is not None:
-        try:
-            answer = run(config, job, control)
-        except (SetupError, OSError) as error:
-            answer = {"setup": str(error)}
-        if answer is None:
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while poll.poll():
+        runner = os.fork()
+        if runner == 0:
+            _serve_one(config, control, answers)
+        if os.waitpid(runner, 0)[1] != 0:  # the host is gone, or the runner: all that is left ends with this process
             return
-        _send(answers, answer)
+        os.write(answers, b".")
+
+
+def _serve_one(config: dict[str, Any], control: int, answers: int) -> NoReturn:
+    """Reads one job, runs it, answers, and ends with everything it has read; 1 if there is no host to answer."""
+    code = 1
+    try:
+        job = _receive(control)
+        if job is not None:
+            try:
+                answer = run(config, job, control)
+            except (SetupError, OSError) as error:
+                answer = {"setup": str(error)}
+            if answer is not None:
+                _send(answers, answer)
+                code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":

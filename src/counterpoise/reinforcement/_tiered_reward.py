@@ -20,6 +20,7 @@ from ._tiers import TieredSuite, TierSchedule
 
 __all__ = ["TieredReward", "run_tests"]
 
+DIGITS = 10  # of a progress: a third of epoch 0.6 is a little below 0.2 in binary, and a stage that begins there must have begun
 KNOWN_MOST = 100_000  # verdicts remembered: one of a few bytes for each pair of program and test
 
 
@@ -129,13 +130,13 @@ class TieredReward:
             step = getattr(state, "global_step", None) if state is not None else kw.get("global_step")
             if step is None:
                 bad_input("trainer_state", state, "the trainer's state, or global_step=...", "TRL passes it to every reward function.")
-            return float(step) / self.total_steps
+            return round(float(step) / self.total_steps, DIGITS)
         if state is None:
             bad_input("trainer_state", state, "the trainer's state", "TRL passes it; elsewhere give total_steps= and pass global_step=...")
         epoch = state.epoch
         if epoch is None:  # before the first step
             epoch = 0.0
-        return float(epoch) / (self.epochs or 1.0)
+        return round(float(epoch) / (self.epochs or 1.0), DIGITS)
 
     def _passed(self, wanted: Sequence[tuple[str | None, str, str]]) -> list[bool]:
         """Whether each program passes its test; each pair is run once."""
