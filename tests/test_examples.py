@@ -74,7 +74,13 @@ TABLE = {
         arguments=("12",),
     ),
     "multimodal_digits.py": Example(
-        ("\none loss ", "\nOGM-GE ", "\n+ ARL ", "ARL minus its weights turned round", "Weights of the mean with the smallest error: image"),
+        (
+            "\none loss ",
+            "\nOGM-GE ",
+            "\n+ ARL ",
+            "ARL minus its weights turned round",
+            "Weights of the mean with the smallest error: image",
+        ),
         begins="1200 pairs of image and recording to train on, 300 to test on",
         needs="fsdd/fsdd.zip",
         arguments=("--quick",),

@@ -90,7 +90,7 @@ class BinaryVote(Aggregator):
 
     With rows :math:`g_k` and thresholds :math:`\theta_k`, the votes are :math:`s_{kj} = \mathrm{sign}(g_{kj} - \theta_k)` and the result is
 
-    .. math:: V_j = \frac{1}{m} \sum_k s_{kj} \text{ ("mean")} \qquad \text{or} \qquad V_j = \mathrm{sign} \sum_k s_{kj} \text{ ("majority")} .
+    .. math:: V_j = \frac{1}{m} \sum_k s_{kj} \text{ ("mean")} \quad\text{or}\quad V_j = \mathrm{sign} \sum_k s_{kj} \text{ ("majority")} .
 
     The result has no unit: the learning rate alone says how far a coordinate moves, and has to be tuned for it. One row of :math:`10^6`
     times the length of the others changes it by no more than 2 / m in each coordinate.

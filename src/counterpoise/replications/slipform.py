@@ -14,8 +14,8 @@ the batch say all there is to learn and no hard negative should matter.
 On the side of the text: how many edited words of published negatives the ratings cover, whether the choice by concreteness raises the
 concreteness of what is edited, and how well negatives are told from captions without any picture.
 
-How strong a signal order is at the start was set on seeds that are not run here (100 to 102), to what the arm without hard negatives reaches;
-the other arms had been seen there, too, at other strengths.
+How strong a signal order is at the start was set on seeds that are not run here (100 to 102), to what the arm without hard negatives
+reaches; the other arms had been seen there, too, at other strengths.
 
 What this cannot say: how it goes with pictures of scenes, large towers and negatives written by a language model.
 """
