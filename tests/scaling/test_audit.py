@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from counterpoise._errors import InputError
-from counterpoise.scaling import audit_isoflop, isoflop_parabola, sample_isoflop
+from counterpoise.scaling import LossSurface, audit_isoflop, isoflop_parabola, sample_isoflop
 
 from .test_surface import SURFACES
 
@@ -134,7 +134,7 @@ def test_the_picture_shows_runs_fits_and_plans(noisy) -> None:
         ({"D": None}, {}, r"column 'D': got NaN in row 0"),
         ({"L": 0.0}, {}, r"column 'L': got 0 in row 0"),
         ({"C": float("inf")}, {"compute": "C"}, r"column 'C': got inf in row 0"),
-        ({}, {"loss": "note"}, r"column 'note': got values of type String"),
+        ({}, {"loss": "note"}, r"column 'note': got 'x' in row 0; expected numbers > 0. Correct"),
         ({}, {"target": -1.0}, "target: got -1.0"),
         ({}, {"resamples": -1}, "resamples: got -1"),
         ({}, {"flops_factor": 0}, "flops_factor: got 0"),
@@ -168,3 +168,13 @@ def test_llama_3_hangs_on_one_budget(data_folder) -> None:
     assert audit.without_budget.argmin() == 9 and audit.without_budget[9] < 0.002 < 0.04 < np.delete(audit.without_budget, 9).min()
     unflagged = audit_isoflop(runs.filter(~pl.col("outlier")), **columns, target=3.8e25, resamples=0)
     assert unflagged.deadweight == pytest.approx(0.0029, abs=1e-4)
+
+
+def test_runs_that_are_alone_in_their_budget_are_resampled_too() -> None:
+    surface = LossSurface(1.69, 406.4, 410.7, 0.34, 0.28)
+    N, D = np.geomspace(1e6, 1e9, 20), 1e9 * 10.0 ** np.tile([0.0, 1.5, 0.7, 2.2, 0.3], 4)
+    L = surface.loss(N, D) + 0.02 * np.tile([1.0, -1.0], 10)
+    audit = audit_isoflop(pl.DataFrame({"N": N, "D": D, "L": L}), tolerance=1e-6, resamples=30)
+    assert audit.parabola.n_runs.max() == 1
+    low, high = audit.surface_allocation.D_interval
+    assert high / low > 1.01

@@ -332,7 +332,9 @@ def _with_intervals(audit: IsoFlopAudit, law: ChinchillaRegressor, seed: int) ->
     fit = audit.parabola
     plans: list[tuple[float, float, float]] = []
     seen, wasted, held = [], [], []
-    for rows in draw_within(fit.budget_of, audit.resamples, seed):
+    # Runs that are alone in their budget are drawn together: each from itself, they would never vary.
+    strata = np.where(fit.n_runs[fit.budget_of] > 1, fit.budget_of, -1)
+    for rows in draw_within(strata, audit.resamples, seed):
         parabola = fit_parabolas(N[rows], D[rows], L[rows], fit.budgets, fit.budget_of[rows]).allocation(C)
         surface = law._redrawn(np.column_stack([N, D])[rows], L[rows])
         if surface is not None:
@@ -365,6 +367,12 @@ def _column(frame: pl.DataFrame, role: str, name: str) -> FloatArray:
     if name not in frame.columns:
         bad_input(role, name, f"one of the columns {listing(frame.columns)}")
     column = frame[name]
+    if column.dtype == pl.String:
+        wrong = column.filter(column.cast(pl.Float64, strict=False).is_null() & column.is_not_null())
+        if len(wrong):
+            bad_input(
+                f"column {name!r}", f"{wrong[0]!r} in row {column.index_of(wrong[0])}", "numbers > 0", "Correct or leave out that row."
+            )
     if not column.dtype.is_numeric():
         bad_input(f"column {name!r}", f"values of type {column.dtype}", "numbers > 0")
     return positive_column(f"column {name!r}", column.cast(pl.Float64).fill_null(NAN))
