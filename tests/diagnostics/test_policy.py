@@ -118,3 +118,10 @@ def test_values_that_cannot_be_used_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=words):
             policy_balance(*values)
+
+
+def test_bounds_may_be_those_a_loss_kept() -> None:
+    logp, old = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])
+    advantages, mask = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2)
+    by_tensor = policy_balance(logp, old, advantages, mask, low=torch.tensor(0.5), high=torch.tensor(1.25))
+    assert by_tensor == policy_balance(logp, old, advantages, mask, low=0.5, high=1.25)

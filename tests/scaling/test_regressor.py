@@ -377,3 +377,9 @@ def test_labels_of_a_bootstrap_are_one_per_run() -> None:
         model.bootstrap(0)
     with pytest.raises(InputError, match="level: got 2"):
         model.bootstrap(2, by=np.arange(8)).optimal(1e20, level=2)
+
+
+def test_losses_that_are_all_the_same_are_refused() -> None:
+    x = np.array([[1e6, 1e8], [1e7, 1e8], [1e6, 1e9], [1e7, 1e9], [1e8, 1e9], [1e8, 1e10]])
+    with pytest.raises(InputError, match=r"y: got the same loss, 2.5, in all 6 runs; expected losses that differ"):
+        ChinchillaRegressor().fit(x, np.full(6, 2.5))

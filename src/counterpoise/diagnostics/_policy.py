@@ -97,8 +97,8 @@ def policy_balance(
     adv: Tensor,
     mask: Tensor,
     *,
-    low: float = 0.8,
-    high: float = 1.2,
+    low: float | Tensor = 0.8,
+    high: float | Tensor = 1.2,
     weight: Literal["rollout_prob", "none"] = "none",
     dual_clip: float | None = 3.0,
 ) -> PolicyBalance:
@@ -134,6 +134,7 @@ def policy_balance(
     Held back by the clip: 33.3% of the tokens above it, 33.3% below.
     This update lowers the entropy (covariance +0.0402).
     """
+    low, high = float(low), float(high)  # a loss keeps its bounds as tensors
     check_range("low", low, low=0.0, high=1.0)
     check_range("high", high, low=1.0)
     check_choice("weight", weight, ("none", "rollout_prob"))

@@ -336,7 +336,8 @@ def balanced_bounds(
     low, high : float
         Bounds of the ratio, not epsilons.
     share : float
-        P / (P + Q) at these bounds, whatever the criterion; NaN where all advantages are 0: the bounds are then those of the start.
+        P / (P + Q) at these bounds, whatever the criterion; NaN where neither side has anything (all advantages are 0, or with
+        ``statistic="gradient"`` no token has a gradient): the bounds are then those of the start.
 
     Raises
     ------

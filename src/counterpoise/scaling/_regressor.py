@@ -129,6 +129,8 @@ class SeparableLaw(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         _check_values(x, names)
         _check_values(losses[:, None], ["y"])
         _check_spread(x, names)
+        if len(losses) > 1 and np.ptp(losses) == 0:
+            bad_input("y", f"the same loss, {losses[0]:.6g}, in all {len(losses)} runs", "losses that differ", "There is no law to fit.")
         if (median := np.median(losses)) > PERPLEXITY:
             warnings.warn(
                 f"y: the median loss is {median:.4g}. If these are perplexities, take their logarithms: the law is about losses.",
