@@ -125,7 +125,8 @@ def test_nothing_of_the_program_before_is_left_in_memory(sandbox, search) -> Non
 
 
 def test_an_agent_that_was_killed_is_replaced(sandbox) -> None:
-    sandbox.run("pass")
+    sandbox.run_many([("import time; time.sleep(0.2)", "")] * 3, workers=3)
+    assert len(sandbox._idle) >= 2
     for one in list(sandbox._idle):
         one._process.kill()
     assert sandbox.run("print(1)").stdout == "1\n"

@@ -306,8 +306,8 @@ class Sandbox:
     def _run(self, code: str, stdin: str, processes: int, timeout: float) -> RunResult:
         job = {"code": code, "stdin": stdin, "timeout": timeout, "memory_mb": self.memory_mb, "processes": processes}
         refusal = ""
-        for _ in range(2):  # an agent that went away, or could not make a jail, is replaced once
-            agent = self._take()
+        for new in (False, True):  # an agent that went away, or could not make a jail, is replaced once, by one that has not been used
+            agent = self._take(new)
             try:
                 answer = agent.ask(job, timeout + GRACE)
             except BaseException:
@@ -322,7 +322,7 @@ class Sandbox:
             raise IsolationError(f"The program was not run: {refusal}.")
         return RunResult("error", "", "the sandbox was lost twice while this program ran", 0.0, 0.0, 255)
 
-    def _take(self) -> _Agent:
+    def _take(self, new: bool) -> _Agent:
         with self._lock:
             if self._closed:
                 raise IsolationError("This sandbox was closed; make a new one.")
@@ -332,7 +332,7 @@ class Sandbox:
                 self._owner = os.getpid()
                 self._finalizer.detach()
                 self._finalizer = weakref.finalize(self, _close_all, self._idle, self._owner)
-            while self._idle:
+            while self._idle and not new:
                 agent = self._idle.pop()
                 if agent.alive():
                     return agent
