@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import json
 import sys
 import time
 import types
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor, nn
 
 from counterpoise.gradients import AsymmetricGradient
@@ -256,12 +256,7 @@ def main() -> int:
     mine, published_one = (float(np.median(ratios(arm))) - 1 for arm in ("ogm-ge", "published OGM_GE"))
     if mine > OURS_OVER_THEIRS * published_one:
         missed.append(f"overhead of ogm-ge, {mine:.3f}, above that as published, {published_one:.3f}")
-    path = Path(__file__).parent / "results" / "asymmetric_gradient.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("asymmetric_gradient", rows, missed)
 
 
 if __name__ == "__main__":

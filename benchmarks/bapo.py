@@ -16,17 +16,16 @@ the training, as CPU time; the ratio of whole trainings, in turn, is shown besid
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor
 
 from counterpoise.losses import balanced_bounds
@@ -221,12 +220,7 @@ def main() -> int:
     if options.part in ("step", "both"):
         found, wrong = compare_steps(options.runs or 5, options.steps, options.layers)
         rows, missed = rows + found, missed + wrong
-    path = Path(__file__).parent / "results" / "bapo.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("bapo", rows, missed)
 
 
 if __name__ == "__main__":

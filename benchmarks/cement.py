@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor
 
 from counterpoise.losses import CementLoss
@@ -166,12 +166,7 @@ def main() -> int:
         print(f"\n{SIZES[1][0]} pairs: with hard captions {np.median(large):.3f} times the time of plain InfoNCE")
         if np.median(large) > ADDED:
             missed.append(f"{SIZES[1][0]} pairs: hard captions take {np.median(large):.3f} > {ADDED} of the time without")
-    path = Path(__file__).parent / "results" / "cement.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("cement", rows, missed)
 
 
 if __name__ == "__main__":

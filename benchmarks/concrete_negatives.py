@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 
 from counterpoise.data import ConcreteNegatives
 from counterpoise.replications.slipform import OURS, PUBLISHED, RATINGS, UNFITTED, _folder, blind_pairs, published
@@ -86,13 +87,8 @@ def main() -> int:
     print("\n| negatives | pairs | told apart without a picture | 95 % |\n|---|---|---|---|")
     for name, found in blind.items():
         print(f"| {name} | {found['negatives']:,} | {found['accuracy']:.1%} | {found['low']:.1%} to {found['high']:.1%} |")
-    path = Path(__file__).parent / "results" / "concrete_negatives.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in [*rows, {"blind": blind}])
     missed = [f"{rates['ours']:,.0f} captions/s < {CAPTIONS_A_SECOND:,}"] if rates["ours"] < CAPTIONS_A_SECOND else []
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("concrete_negatives", [*rows, {"blind": blind}], missed)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor
 
 from counterpoise.losses import ConRLoss
@@ -144,13 +144,7 @@ def main() -> int:
     for kind, by_name in finite.items():
         print(f"{kind}: " + ", ".join(f"{name} {'finite' if fine else 'NaN'}" for name, fine in by_name.items()))
         missed += [f"{kind}: {name} is not finite" for name, fine in by_name.items() if name != PEER and not fine]
-    path = Path(__file__).parent / "results" / "conr.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        everything = [*rows, {"loss differs": loss, "gradient differs": gradient, "finite": finite}]
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in everything)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("conr", [*rows, {"loss differs": loss, "gradient differs": gradient, "finite": finite}], missed)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ the functions uses more than one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from counterpoise.diagnostics import mistake_leverage
@@ -86,12 +85,7 @@ def main() -> int:
             missed.append(f"{name}: {ratio:.2f} > {RATIO}")
         if row["difference"] > LARGEST_DIFFERENCE:
             missed.append(f"{name}: values differ by {row['difference']:.1e} > {LARGEST_DIFFERENCE:g}")
-    path = Path(__file__).parent / "results" / "curve_metrics.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("curve_metrics", found, missed)
 
 
 if __name__ == "__main__":

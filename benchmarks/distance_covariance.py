@@ -16,10 +16,10 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 
 CELLS_RATIO = 300  # bar: dcor's forward over ours with gradient, one-hot levels, n = 3,000
 CELLS_SECONDS = 0.1  # bar: ours with gradient, one-hot levels, n = 100,000, where dcor's matrix would take 80 GB
@@ -127,12 +127,7 @@ def main() -> int:
         print(json.dumps({"ours": ours, "dcor": dcor}[options.one](options.case, options.rows)))
         return 0
     found, missed = compare(options.peer, options.rounds, options.scale)
-    path = Path(__file__).parent / "results" / "distance_covariance.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("distance_covariance", found, missed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ before, momentum, and the random signs of sketches; for the authors' class all o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor, nn
 
 FASTER = 3.0  # bar: their time over ours, median of the runs, every case
@@ -165,12 +165,7 @@ def main() -> int:
                 missed.append(f"{dtype}, {case}: {np.median(ratios):.1f} times faster < {FASTER}")
             if size["ours"] > BYTES * size["theirs"]:
                 missed.append(f"{dtype}, {case}: {size['ours'] / size['theirs']:.2f} of the bytes > {BYTES}")
-    path = Path(__file__).parent / "results" / "gcond.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("gcond", rows, missed)
 
 
 if __name__ == "__main__":

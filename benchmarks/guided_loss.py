@@ -11,15 +11,14 @@ dense anchors (large images) and of token sequences (short arrays).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -191,12 +190,7 @@ def main() -> int:
         print(f"| {name} | {', '.join(f'{rate:.2g}' for rate in rates)} | {np.median(rates):.2g} |")
         if np.median(rates) < LABELS:
             missed.append(f"estimate_prior, {name}: {np.median(rates):.2g} labels per second < {LABELS:.0e}")
-    path = Path(__file__).parent / "results" / "guided_loss.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("guided_loss", rows, missed)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ all. One call of each in turn, CPU time; losses and gradients are compared first
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -163,12 +162,7 @@ def main() -> int:
         missed.append(f"hgp: {np.median(ratios(twice, closed_hgp)):.2f} times as fast as differentiating twice < {HGP_OVER_TWICE}")
     if differs > AGREE:
         missed.append(f"hgp: losses or gradients differ by {differs:.1e} > {AGREE:.0e}")
-    path = Path(__file__).parent / "results" / "hessian_alignment.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("hessian_alignment", rows, missed)
 
 
 if __name__ == "__main__":

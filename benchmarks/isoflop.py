@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 
 FASTER = 100  # bar: time of the 72 starts over ours
 EXACTER = 1e6  # bar: their largest relative error over ours
@@ -190,12 +191,7 @@ def main() -> int:
         print(json.dumps(one(options.one, options.repeats)))
         return 0
     found, missed = compare(options.peer, options.rounds, options.repeats)
-    path = Path(__file__).parent / "results" / "isoflop.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("isoflop", found, missed)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _ending import finish
+
 TIME = 1.0  # bar: our time over the peer's, median of the runs, for each method
 MEMORY = 2.0  # bar: growth of the peak over one model, shards (here: the one file that is written) not counted
 SEARCH = {2: 1 / 2, 4: 1 / 10}  # bars: time of the search over that of the grid, by number of models
@@ -315,12 +317,7 @@ def main() -> int:
     if options.part in ("search", "both"):
         rows, wrong = compare_search(options.runs, options.probe)
         found, missed = found + rows, missed + wrong
-    path = Path(__file__).parent / "results" / "merging.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("merging", found, missed)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,14 @@ and ``CollapseAccumulator``, which takes the rows in batches and needs one of th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 
 from counterpoise.diagnostics import CollapseAccumulator, collapse_metrics
 
@@ -97,12 +96,7 @@ def main() -> int:
             missed.append(f"{name}: {ratio:.1f} times our time < {FASTER:g}")
         if off > LARGEST_DIFFERENCE:
             missed.append(f"{name}: NC1 differs by {off:.1e} > {LARGEST_DIFFERENCE:g}")
-    path = Path(__file__).parent / "results" / "neural_collapse.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("neural_collapse", [row], missed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -169,13 +169,7 @@ def main() -> int:
     print(f"\nIn float64, without parts, the loss differs by {loss:.1e} of its size, the gradients by {gradient:.1e}.")
     if loss > AGREE or gradient > 100 * AGREE:
         missed.append(f"loss and gradients differ by {loss:.1e} and {gradient:.1e} > {AGREE:.0e} and {100 * AGREE:.0e}")
-    path = Path(__file__).parent / "results" / "omni_contrastive.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        everything = [*rows, {"part": "agreement", "loss differs": loss, "gradients differ": gradient}]
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in everything)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("omni_contrastive", [*rows, {"part": "agreement", "loss differs": loss, "gradients differ": gradient}], missed)
 
 
 if __name__ == "__main__":

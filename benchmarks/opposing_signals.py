@@ -13,16 +13,15 @@ forward pass of the probe, so the share depends on the batch: the bar is for bat
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from _ending import finish
 
 RECALL_BAR = 0.8  # of the 30 planted examples among 30, mean over seeds; and above either ranking
 OVERHEAD_BAR = 0.08  # of the CPU time of an epoch, median of the runs, batches of BATCHES[-1]
@@ -122,12 +121,7 @@ def main() -> int:
             rows, wrong = compare()
             found += rows
             missed += wrong
-    path = Path(__file__).parent / "results" / "opposing_signals.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("opposing_signals", found, missed)
 
 
 if __name__ == "__main__":

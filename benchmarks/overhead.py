@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 
 OVERHEAD = 1.10  # bar: CPU of the study over CPU of the bare loop, median of the runs
 SHORTEST_CELL = 0.2  # seconds: the bar is about cells of at least this size
@@ -256,12 +257,7 @@ def main() -> int:
             rows, wrong = compare(options.runs, options.repeats or repeats)
             found += rows
             missed += wrong
-    path = Path(__file__).parent / "results" / "overhead.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("overhead", found, missed)
 
 
 if __name__ == "__main__":

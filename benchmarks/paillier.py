@@ -13,15 +13,14 @@ protocol, with other assumptions.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 
 THROUGHPUT = 200.0  # bar: values per second, ours over phe's one by one, of encryption, decryption and the whole; median of the runs
 WIRE = 2.1  # bar: bits on the wire for each coordinate, over the bits of a slot
@@ -266,12 +265,7 @@ def main() -> int:
     if options.part in ("rounds", "both"):
         rows, wrong = compare_rounds(options.d, options.clients, options.runs)
         found, missed = found + rows, missed + wrong
-    path = Path(__file__).parent / "results" / "paillier.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("paillier", found, missed)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 from scipy.special import ndtr, ndtri
 
 from counterpoise._seeding import generator
@@ -161,12 +160,7 @@ def main() -> int:
     print(f"\nGroup numbers: largest difference to {peer} {difference:.1e} (bar {EQUAL:g}). One report takes {1000 * seconds:.1f} ms.\n")
     if difference > EQUAL:
         missed.append(f"group numbers differ by {difference:.1e} > {EQUAL:g}")
-    path = Path(__file__).parent / "results" / "performance_curve.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("performance_curve", rows, missed)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 
 OVER_DEEPXDE = 2.0  # bar: our steps per second (taylor, eager) over DeepXDE's, median of the runs, both networks
 OVER_NESTED = 1.0  # bar: taylor is not slower than nested, both networks
@@ -218,12 +218,7 @@ def main() -> int:
             rows.append({"part": "error", "network": network, "seed": seed, "steps": options.train, "error": errors})
             print(f"  {network}: error of seed {seed}", flush=True)
     missed = report(rows, options)
-    path = Path(__file__).parent / "results" / "pinn.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("pinn", rows, missed)
 
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:

@@ -12,7 +12,6 @@ AdamP and SGDP are compared with the package over 500 steps of recorded gradient
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 
 from counterpoise.optim import AdamP, ProjectedUpdate
 
@@ -162,12 +162,7 @@ def main() -> int:
         missed.append(f"AdamP is {faster:.2f} times as fast as the package < {FASTER}")
     if memory > MEMORY:
         missed.append(f"AdamP holds {memory:.2f} times as much memory as the package > {MEMORY}")
-    path = Path(__file__).parent / "results" / "projected_optimizers.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row | {"differences": differences}, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("projected_optimizers", (row | {"differences": differences} for row in rows), missed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ The authors' repository is read, not installed; modules that their file imports 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor, nn
 
 MEMORY = 0.60  # bar: peak over that of the authors
@@ -185,12 +185,7 @@ def main() -> int:
         if share > MEMORY:
             missed.append(f"{branch}: {share:.2f} of its peak memory > {MEMORY}")
     print(f"\nLargest difference of the gradients, over the largest entry: {max(row['seconds']['difference'] for row in rows):.1e}")
-    path = Path(__file__).parent / "results" / "sam_gs.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("sam_gs", rows, missed)
 
 
 if __name__ == "__main__":

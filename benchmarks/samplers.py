@@ -19,10 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _ending import finish
 
 GENERATED, ITERATED = 3.0, 2.0  # bars: time of torch's over ours, median of the runs
 MEMORY = 10.0  # bar: growth of imbalanced-learn's over ours, median of the runs
@@ -153,12 +153,7 @@ def main() -> int:
             rows, wrong = compare(options.runs, size)
             found += rows
             missed += wrong
-    path = Path(__file__).parent / "results" / "samplers.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("samplers", found, missed)
 
 
 if __name__ == "__main__":

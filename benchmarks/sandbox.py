@@ -32,6 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs are the tests'
 
+from _ending import keep, said
 from tests.reinforcement.hostile import EXPECTED, PROGRAMS, STDIN, Host, Hostile
 
 from counterpoise.reinforcement import Sandbox
@@ -223,12 +224,8 @@ def main() -> int:
         found += rows
         missed += wrong
     if not options.quick:
-        path = Path(__file__).parent / "results" / "sandbox.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+        keep("sandbox", found)
+    return said(missed)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import collections
 import gc
-import json
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _ending import finish
 from torch.utils.data import WeightedRandomSampler
 
 from counterpoise.data import TemperatureSampler, temperature_probabilities
@@ -142,12 +141,7 @@ def main() -> int:
     if options.part in ("memory", "both"):
         rows, wrong = compare_memory(options.examples, options.indices)
         found, missed = found + rows, missed + wrong
-    path = Path(__file__).parent / "results" / "temperature_sampler.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
-    print("\n".join(f"MISSED {line}" for line in missed) or "all bars met")
-    return 1 if missed else 0
+    return finish("temperature_sampler", found, missed)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ process, one thread. Memory: peak resident memory of a fresh process above what 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _ending import finish
 from torch import Tensor
 
 OVER_SORT = 0.6  # bar: time over that of sorting, median of the runs, every case
@@ -116,12 +116,7 @@ def main() -> int:
                 missed.append(f"{name}: {ratio[arm]:.2f} of the time of {arm} > {bar}")
         if memory[0] > EXTRA * size:
             missed.append(f"{name}: {memory[0]:.1f} MiB extra > {EXTRA} of the rows")
-    path = Path(__file__).parent / "results" / "winsorized.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    print("\n" + ("\n".join(f"MISSED {line}" for line in missed) or "all bars met"))
-    return 1 if missed else 0
+    return finish("winsorized", rows, missed)
 
 
 if __name__ == "__main__":

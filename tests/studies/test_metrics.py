@@ -290,7 +290,8 @@ def test_decisions_keep_ties_below_the_threshold() -> None:
 def _dependent(n: int = 900, classes: int = 2, seed: int = 0) -> Repeat:
     rng = np.random.default_rng(seed)
     cells, fold = rng.integers(-1, 3, n), rng.permutation(n) % 3
-    signal = 0.8 * cells[:, None] + rng.normal(size=(n, classes))
+    signal = rng.normal(size=(n, classes))
+    signal[:, 0] += 0.8 * cells  # of one class: what all have in common a softmax does not see
     score = signal[:, 0] if classes == 2 else log_softmax(signal, axis=1)
     return Repeat(rng.integers(0, classes, n), fold, np.stack([score, np.zeros_like(score)]), None, 3, cells=cells)
 
@@ -308,7 +309,7 @@ def test_divergence_is_that_of_the_tenths_of_the_ranking(classes: int) -> None:
             at = np.flatnonzero(repeat.fold == k)
             tenth[at[np.argsort(column[at])]] = np.arange(300) // 30
         expected.append(jensen_shannon_by_group(tenth[known], repeat.cells[known], estimator="hist"))
-    assert scale == 1 and -psi[0].sum() == pytest.approx(np.mean(expected), abs=1e-12) and np.mean(expected) > {2: 0.15, 3: 0.01}[classes]
+    assert scale == 1 and -psi[0].sum() == pytest.approx(np.mean(expected), abs=1e-12) and np.mean(expected) > 0.05
     assert (psi[:, ~known] == 0).all() and (psi[1] == 0).all()  # a constant says nothing about the group
     inside = np.array([(known & (repeat.fold == k)).sum() for k in range(3)])
     assert (cells[0] * inside).sum() / inside.sum() == pytest.approx(psi[0].sum(), abs=1e-12)

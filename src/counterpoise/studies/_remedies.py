@@ -489,7 +489,11 @@ class FairPenaltyRemedy(Remedy):
         table = attribute_table(self.fit_arguments(training)["attributes"], len(training.y))
         attributes = encode_attributes(ProtectedAttributeEncoder().fit(table), table)
         y = np.asarray(training.y, dtype=np.float64)
-        columns = [(y - y.mean()) / (y.std() or 1.0)] if training.task == "regression" else [y == c for c in np.unique(y)[1:]]
+        if training.task == "regression":
+            columns = [(y - y.mean()) / (y.std() or 1.0)]
+        else:  # what the estimators take it of: the second of two classes, each of several
+            classes = np.unique(y)
+            columns = [y == c for c in (classes[1:] if len(classes) == 2 else classes)]
         penalty = DistanceCovariancePenalty("ccdcov")
         of_targets = float(np.mean([float(penalty(torch.as_tensor(column.astype(np.float64)), attributes)) for column in columns]))
         return {"penalty": "ccdcov", "lam": self.strength / of_targets if of_targets > 0 else 0.0}
