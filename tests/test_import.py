@@ -33,6 +33,18 @@ def test_import_loads_nothing_heavy(module) -> None:
     assert "counterpoise" in loaded
 
 
+def test_no_stage_loads_the_compiler_with_its_names() -> None:
+    """``torch.compiler.disable`` as a decorator does: two seconds."""
+    script = (
+        "import importlib, sys, counterpoise\n"
+        "for room in 'data losses gradients optim nn weights schedules metrics diagnostics'.split():\n"
+        "    module = importlib.import_module(f'counterpoise.{room}')\n"
+        "    [getattr(module, name) for name in module.__all__]\n"
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "True False\n"
+
+
 def test_public_names_are_listed_and_found() -> None:
     assert dir(counterpoise) == ["CounterpoiseError", "Groups", "Study", "__version__", "examine", "record", "study"]
     assert counterpoise.Groups.__module__ == "counterpoise.groups"

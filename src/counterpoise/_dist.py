@@ -76,9 +76,12 @@ def all_gather_rows(x: Tensor, group: Any = None) -> Tensor:
 
     Processes may have different numbers of rows, also none, of the same type. The result lies where the group's back end works.
     """
+    return x.detach() if world_size(group) == 1 else torch.cat(_rows_by_process(x, group))
+
+
+def _rows_by_process(x: Tensor, group: Any) -> list[Tensor]:
+    """The rows of each process of several, in the order of their ranks: two exchanges, of how many there are and of the rows."""
     size = world_size(group)
-    if size == 1:
-        return x.detach()
     x = x.detach().to(torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else "cpu")
     rows = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(size)]
     dist.all_gather(rows, torch.tensor([len(x)], device=x.device), group=group)
@@ -87,22 +90,22 @@ def all_gather_rows(x: Tensor, group: Any = None) -> Tensor:
     padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in range(size)]
     dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
 
 class _GatherRows(torch.autograd.Function):
     """All rows, on every process. Every rank's loss depends on them, so the gradients of all ranks are summed on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: int, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, parts: list[Tensor], first: int, group: Any) -> Tensor:
         ctx.own, ctx.group = slice(first, first + len(x)), group
-        return all_gather_rows(x, group).to(x.device)
+        return torch.cat(parts).to(x.device)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
-        return total[ctx.own], None, None
+        return total[ctx.own], None, None, None
 
 
 def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
@@ -112,9 +115,9 @@ def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
     """
     if world_size(group) == 1:
         return x, 0
-    counts = all_gather_rows(torch.tensor([len(x)], device=x.device), group).tolist()
-    first = sum(counts[: dist.get_rank(group)])
-    rows: Tensor = _GatherRows.apply(x, first, group)  # type: ignore[no-untyped-call]
+    parts = _rows_by_process(x, group)
+    first = sum(len(part) for part in parts[: dist.get_rank(group)])
+    rows: Tensor = _GatherRows.apply(x, parts, first, group)  # type: ignore[no-untyped-call]
     return rows, first
 
 

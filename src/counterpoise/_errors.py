@@ -70,6 +70,11 @@ def listing(items: Iterable[Any], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def described(x: Any) -> str:
+    """A tensor, as what was found: its dtype and its shape."""
+    return f"a tensor of {x.dtype} and shape {tuple(x.shape)}"
+
+
 def _interval(low: float, high: float, open_low: bool) -> str:
     if low == float("-inf") and high == float("inf"):
         return ""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ._errors import bad_input, listing
 
-__all__ = ["TAU", "Tau", "checked_sizes", "checked_tau", "probabilities", "tau_at", "temperature", "weights"]
+__all__ = ["TAU", "Tau", "checked_sizes", "checked_tau", "fixed_tau", "probabilities", "tau_at", "temperature", "weights"]
 
 FloatArray = npt.NDArray[np.float64]
 Tau = float | Callable[[int], float]
@@ -64,6 +64,13 @@ def checked_sizes(sizes: Any, drop_empty: bool = False) -> FloatArray:
 def checked_tau(tau: Any) -> Tau:
     """A temperature, or a schedule of them, whose values are looked at when they are asked for."""
     return tau if callable(tau) else temperature(tau)
+
+
+def fixed_tau(tau: Any) -> float:
+    """A temperature that is no schedule."""
+    if callable(tau):
+        bad_input("tau", type(tau).__name__, "a number > 0, or inf", "Of a schedule take one step's: schedule(step).")
+    return temperature(tau)
 
 
 def tau_at(tau: Tau, step: int) -> float:

@@ -270,6 +270,15 @@ def test_clients_that_have_learned_nothing_draw_their_votes() -> None:
     assert set(np.rint(found[0] / 0.004).astype(int)) == {-5, -3, -1, 1, 3, 5}
 
 
+def test_as_many_votes_for_as_against_are_no_majority() -> None:
+    start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
+    # Of four clients two go up and two down in the first coordinate; three go up in the second.
+    apart = lambda weights, client, _: {"w": weights["w"] + np.float32([1 if client < 2 else -1, 1 if client < 3 else -1])}  # noqa: E731
+    chosen = strategy(4, aggregate="majority", threshold="zero")
+    result = chosen.start(LocalGrid(app_of(apart), 4), start, num_rounds=1)
+    assert result.arrays["w"].numpy().tolist() == [0.0, np.float32(0.02)]
+
+
 def test_global_random_states_are_left_alone() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     strategy(4).start(LocalGrid(app_of(), 6), arrays(), num_rounds=2)

@@ -94,13 +94,33 @@ def test_the_histogram_finds_what_stepping_finds(criterion, order, weight, stati
 
 
 def test_large_batches_are_added_up_in_parts() -> None:
-    values = batch(0, shape=(700, 200), lean=-0.2)
+    values = batch(0, shape=(700, 400), lean=-0.2)
     assert values[0].numel() > 2 * CHUNK
     search = ClipSearch.of(None, None, None, "paper", None, None, None, "surrogate", 3.0)
     assert balanced_bounds(*values) == pytest.approx(stepped(values, search)[:3], abs=1e-9)
     assert balanced_bounds(*(x.float() if x.is_floating_point() else x for x in values)) == pytest.approx(
         balanced_bounds(*values), abs=1e-5
     )
+
+
+def test_probabilities_of_whole_sequences_do_not_vanish() -> None:
+    """In float32 a probability is 0 from a logarithm of -104 on; of a sequence of 100 tokens, that is nothing unusual."""
+    logp, old, advantages, mask = batch(1, shape=(64, 1), lean=-0.1)
+    values = ((logp - 150).float(), (old - 150).float(), advantages.float(), mask)
+    assert not values[1].exp().any()
+    search = ClipSearch.of(None, None, None, "paper", None, None, None, "surrogate", 3.0)
+    low, high, share, steps = stepped(values, search)
+    assert steps and balanced_bounds(*values) == pytest.approx((low, high, share), abs=1e-5)
+    assert 1.2 < high < 3.0
+
+
+def test_half_precision_is_searched_in_single() -> None:
+    values = batch(2, shape=(32, 8), lean=-0.2, dtype=torch.bfloat16)
+    search = ClipSearch.of(None, None, None, "paper", None, None, None, "surrogate", 3.0)
+    single = tuple(x.float() if x.is_floating_point() else x for x in values)
+    assert balanced_bounds(*values) == balanced_bounds(*single) == pytest.approx(stepped(single, search)[:3], abs=1e-5)
+    loss = BalancedClipLoss()(*values)
+    assert loss.dtype == torch.float32 and torch.equal(loss, BalancedClipLoss()(*single))
 
 
 def test_a_lattice_ends_at_its_maximum() -> None:

@@ -6,6 +6,7 @@ import pytest
 from counterpoise._errors import InputError
 from counterpoise.reinforcement import CapabilityProbe, Profile, TieredSuite, select_curriculum, tier_by_difficulty
 from counterpoise.reinforcement import _curriculum as module
+from counterpoise.reinforcement._tiered_reward import Verdict
 
 
 def profile(*rates: float) -> Profile:
@@ -53,7 +54,7 @@ def test_a_profile_by_hand(sandbox) -> None:
 
 
 def test_many_problems_have_a_narrow_interval(monkeypatch) -> None:
-    monkeypatch.setattr(module, "run_tests", lambda sandbox, tests, *_: [int(given) % 4 > 0 for _, given, _ in tests])
+    monkeypatch.setattr(module, "run_tests", lambda sandbox, tests, *_: [Verdict(int(given) % 4 > 0, True) for _, given, _ in tests])
     suites = [TieredSuite.of({"tests": [{"input": str(i), "output": "", "tier": "high"}]}) for i in range(400)]
     found = CapabilityProbe(k=1, sandbox=object()).profile(lambda i, k: ["```python\n\n```"], suites)
     assert found.pass_rate[2] == 0.75

@@ -136,11 +136,11 @@ def test_a_jail_that_cannot_be_made_is_tried_again_and_then_an_error(sandbox, mo
     answers = iter([{"setup": "fork: no more processes"}, None, {"setup": "fork: no more processes"}, {"setup": "mount: no"}, None, None])
     monkeypatch.setattr(module._Agent, "ask", lambda self, job, most: next(answers))
     lost = sandbox.run("print(1)")
-    assert lost.status == "error" and "lost twice" in lost.stderr
+    assert lost.status == "lost" and "lost twice" in lost.stderr
     with pytest.raises(IsolationError, match="The program was not run: mount: no"):
         sandbox.run("print(1)")
     lost = sandbox.run("print(1)")
-    assert lost.status == "error" and not lost.ok
+    assert lost.status == "lost" and not lost.ok
 
 
 def test_agents_end_with_the_sandbox(sandbox) -> None:
@@ -282,6 +282,17 @@ def test_one_wall_that_is_missing_is_enough(monkeypatch, found, words) -> None:
     probed = module.RunResult("ok", module.json.dumps(whole | found), "", 0.1, 10.0, 0)
     monkeypatch.setattr(Sandbox, "_run", lambda self, *_: probed)
     with pytest.raises(IsolationError, match=words):
+        Sandbox(backend="unshare")
+
+
+def test_without_a_view_of_its_processes_an_agent_does_not_start(sandbox, monkeypatch, tmp_path) -> None:
+    """Their memory together would be 0, whatever they hold."""
+    source = module.AGENT.read_text()
+    without = source.replace('_mount("proc", target, "proc",', '_mount("proc", target, "no such",')
+    assert without != source
+    (tmp_path / "agent.py").write_text(without)
+    monkeypatch.setattr(module, "AGENT", tmp_path / "agent.py")
+    with pytest.raises(IsolationError, match="unshare: /proc cannot be mounted here"):
         Sandbox(backend="unshare")
 
 

@@ -104,6 +104,20 @@ def test_an_output_that_is_too_long_or_an_exit_code_fails() -> None:
     assert TieredReward(PORTFOLIO["uni"].replaced(normalize=True), Broken())([RIGHT], [basic], state()) == [0.25]
 
 
+@pytest.mark.parametrize(("status", "runs"), [("timeout", 2), ("lost", 2), ("error", 1), ("memory", 1), ("output", 1)])
+def test_what_a_busy_machine_may_be_to_blame_for_is_run_again(status, runs) -> None:
+    class Hasty(Remembering):
+        def run_many(self, jobs, workers=None):
+            self.jobs += jobs
+            return [RunResult(status if len(self.jobs) == 1 else "ok", "3", "", 0.1, 1.0, 0) for _ in jobs]
+
+    sandbox = Hasty()
+    basic = TieredSuite.of({"tests": [{"input": "1 2", "output": "3", "tier": "basic"}]})
+    reward = TieredReward(PORTFOLIO["uni"].replaced(normalize=True), sandbox)
+    assert [reward([RIGHT], [basic], state())[0] for _ in range(3)] == ([0.0, 1.0, 1.0] if runs == 2 else [0.0] * 3)
+    assert len(sandbox.jobs) == runs
+
+
 def test_shares_of_passed_tests_are_logged() -> None:
     logged = {}
     TieredReward(PORTFOLIO["uni"], Remembering())([RIGHT, "none"], [SUITE] * 2, state(0.3), log_metric=logged.__setitem__)

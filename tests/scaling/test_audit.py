@@ -87,6 +87,16 @@ def test_runs_that_went_wrong_are_flagged_and_their_weight_is_said() -> None:
     assert "runs are flagged; without them" in audit.summary()
 
 
+def test_rows_that_repeat_others_are_said(noisy) -> None:
+    runs, audit = noisy
+    assert "repeat another one exactly" not in audit.summary()
+    twice = audit_isoflop(pl.concat([runs, runs[:7]]), target=1e24, resamples=0)
+    assert "7 of 52 rows repeat another one exactly" in twice.summary()
+    # The same size and data again, with a loss of its own, is a run like any other.
+    again = runs[:7].with_columns(pl.col("L") + 1e-3)
+    assert "repeat" not in audit_isoflop(pl.concat([runs, again]), target=1e24, resamples=0).summary()
+
+
 def test_budgets_without_a_lowest_point_are_flagged() -> None:
     runs = sample_isoflop(SURFACES["chinchilla"], BUDGETS, n=7)
     bent = runs.with_columns(L=pl.when(pl.col("C") == BUDGETS[0]).then(9.4 - pl.col("L")).otherwise("L"))

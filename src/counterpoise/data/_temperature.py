@@ -20,7 +20,7 @@ from torch import Tensor
 
 from counterpoise._errors import bad_input, check_choice, check_range, listing
 from counterpoise._seeding import generator as stream
-from counterpoise._temperature import TAU, Tau, checked_sizes, checked_tau, probabilities, tau_at
+from counterpoise._temperature import TAU, Tau, checked_sizes, checked_tau, fixed_tau, probabilities, tau_at
 from counterpoise.groups import Groups, _codes, _to_numpy
 
 from ._passes import PassSampler
@@ -62,10 +62,7 @@ def temperature_probabilities(sizes: Tensor | npt.ArrayLike, tau: float = TAU, *
     >>> temperature_probabilities([2733, 162, 39, 1], tau=3.33).round(decimals=3)
     tensor([0.5560, 0.2380, 0.1550, 0.0520], dtype=torch.float64)
     """
-    checked = checked_tau(tau)
-    if callable(checked):
-        bad_input("tau", type(tau).__name__, "a number > 0, or inf", "Of a schedule take one step's: schedule(step).")
-    p = torch.from_numpy(probabilities(checked_sizes(sizes, drop_empty), checked))
+    p = torch.from_numpy(probabilities(checked_sizes(sizes, drop_empty), fixed_tau(tau)))
     return p.to(sizes.device) if isinstance(sizes, Tensor) else p
 
 

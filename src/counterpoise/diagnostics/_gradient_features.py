@@ -231,8 +231,7 @@ def _at_linear(model: nn.Module, layer: nn.Module, name: str, losses: Losses, ba
     rows = []
     for (part, call), grad in zip(found.items(), grads, strict=True):
         x, g = call.x, torch.zeros_like(call.given) if grad is None else grad
-        half = x.dtype in HALF or g.dtype in HALF
-        x, g = (single(t) if half else t for t in (x.reshape(n, -1, x.shape[-1]), g.reshape(n, -1, g.shape[-1])))
+        x, g = (single(t) for t in (x.reshape(n, -1, x.shape[-1]), g.reshape(n, -1, g.shape[-1])))
         own = {"weight": torch.einsum("nto,nti->noi", g, x).flatten(1), "bias": g.sum(dim=1)}
         rows += [own[kind] for kind, parameter in part._parameters.items() if parameter is not None and parameter.requires_grad]
     return torch.cat(rows, dim=1)

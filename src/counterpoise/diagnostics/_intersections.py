@@ -7,7 +7,7 @@ cells with that of permuted rows: a difference between groups of a few rows is t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,7 @@ def intersectional_report(yhat: Any, attributes: Any, y: Any = None, min_cell: i
         dcov = np.array([float(DistanceCovariancePenalty()(predictions, part)) for part in parts.values()])
     cells = cells_of_attributes(table)
     counts = cells.counts()
-    nulls = _nulls(values, cells, _in_quarters(encoder, table))
+    nulls = _nulls(values, cells, _in_quarters(parts, encoder.ranges_))
     means = np.bincount(cells.ids, values, minlength=len(counts)) / counts
     squares = np.bincount(cells.ids, (values - means[cells.ids]) ** 2, minlength=len(counts))
     constant = [str(name) for name, part in parts.items() if bool((part == part[:1]).all())]
@@ -231,16 +231,16 @@ def _nulls(values: Array, cells: Groups, quarters: Mapping[Any, torch.Tensor]) -
     return {"p_value": p_value, "jsd": jsd, "jsd_null": float(jsd_null), "uf": uf, "uf_null": float(uf_null)}
 
 
-def _in_quarters(encoder: ProtectedAttributeEncoder, table: Any) -> dict[Any, torch.Tensor]:
+def _in_quarters(parts: Mapping[Any, torch.Tensor], numeric: Iterable[Any]) -> dict[Any, torch.Tensor]:
     """Encoded attributes with numbers replaced by the mean of their quarter: few different rows, which permutations need."""
-    parts = encode_attributes(encoder, table)
-    for name in encoder.ranges_:
+    quarters = dict(parts)
+    for name in numeric:
         numbers = parts[name][:, 0].numpy()
         bins = _binned(numbers)
         if bins is not None:
             means = np.bincount(bins.ids, numbers) / np.maximum(bins.counts(), 1)
-            parts[name] = torch.from_numpy(means[bins.ids])[:, None]
-    return parts
+            quarters[name] = torch.from_numpy(means[bins.ids])[:, None]
+    return quarters
 
 
 def _outcomes(y: Any, cells: Groups) -> Array:

@@ -142,9 +142,10 @@ def policy_balance(
         check_range("dual_clip", dual_clip, low=1.0, open_low=True)
     keep = checked_mask(logp, old_logp, adv, mask)
     r, a = ratios(logp, old_logp, keep).double(), torch.where(keep, adv.double(), 0.0)
-    refuse_values(float(keep.sum()), float((keep & (mask != 1)).sum()), bool(torch.isfinite(r * a).all()), logp - old_logp, adv, keep)
-    w = rollout_weights(old_logp, keep).double() if weight == "rollout_prob" else keep.double()
-    positive, negative, tokens = a > 0, a < 0, int(keep.sum())
+    tokens, strange, usable = int(keep.sum()), int((keep & (mask != 1)).sum()), bool(torch.isfinite(r * a).all())
+    refuse_values(tokens, strange, usable, logp, old_logp, adv, keep)
+    w = rollout_weights(old_logp, keep) if weight == "rollout_prob" else keep.double()
+    positive, negative = a > 0, a < 0
     above, below = positive & (r > high), negative & (r < low)
     charged = negative & (r > low) & (r <= (math.inf if dual_clip is None else dual_clip))
     pull = torch.where((positive & (r <= high)) | charged, a, 0.0)  # A X

@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from counterpoise._errors import InputError, StoreError, bad_input, check_range
+from counterpoise.scaling._surface import FLOPS_FACTOR
 
-__all__ = ["COLUMNS", "ScalingLog", "count_parameters"]
+__all__ = ["COLUMNS", "FLOPS_FACTOR", "ScalingLog", "count_parameters"]
 
 COLUMNS = ("run", "step", "n_params", "tokens", "loss", "flops")
-FLOPS_FACTOR = 6.0  # of one parameter and one token (arXiv:2001.08361)
 
 
 def count_parameters(model: nn.Module, embeddings: bool = False) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from counterpoise._dist import all_reduce_mean_
 from counterpoise._errors import bad_input, check_choice, check_range
 from counterpoise._extras import require
+from counterpoise._pergrad import untouched
 from counterpoise.weights import MergeResult
 from counterpoise.weights._merge import LINEAR, any_sign, coefficients_of, moving, slice_of
 from counterpoise.weights._positioning import RATES, forever, search
@@ -141,7 +142,7 @@ def position_adapters(
     if not kept:
         bad_input("adapters", f"{len(adapters)} adapters that change nothing", "at least one that was trained")
     own = [adapters[k] for k in kept]
-    with torch.random.fork_rng(devices=[]), _together(model, own) as scaled:
+    with untouched(model, evaluate=True), _together(model, own) as scaled:
         batches = forever(probe)
 
         def evaluate(d: Tensor) -> tuple[float, Tensor]:
@@ -157,15 +158,10 @@ def position_adapters(
             return float(means[0][0]), means[0][1:].cpu()
 
         found = search(slice_of(gram, kept), evaluate, own, steps=steps, mu=mu, rule=rule, lr=rate, optimizer=optimizer, scale=1.0)
-    result, weights = torch.zeros(2, len(adapters), dtype=torch.float64)
-    result[kept], weights[kept] = found.coefficients, found.weights
-    _add(model, adapters, result, name)
-    history = []
-    for row in found.history:
-        a = dict(zip(kept, row["weights"], strict=True))
-        history.append(row | {"weights": [a.get(k, 0.0) for k in range(len(adapters))]})
+    found = found.among(kept, len(adapters))
+    _add(model, adapters, found.coefficients, name)
     state = {key: value.detach().clone() for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
-    return MergeResult(state, weights, found.scale, result, history, found.stopped)
+    return MergeResult(state, found.weights, found.scale, found.coefficients, found.history, found.stopped)
 
 
 # ---- layers -----------------------------------------------------------------------------------------------------------------------------
@@ -220,13 +216,11 @@ def _add(model: PeftModel, adapters: Sequence[str], c: Tensor, name: str) -> Non
 
 @contextmanager
 def _together(model: PeftModel, adapters: Sequence[str]) -> Iterator[Callable[[Tensor], None]]:
-    """All adapters active, in eval mode; gives a function that multiplies each by its coefficient."""
+    """All adapters active; gives a function that multiplies each by its coefficient."""
     layers = _layers(model, adapters)
     tuner: Any = model.base_model
     before = [{name: layer.scaling[name] for name in adapters if name in layer.scaling} for layer in layers]
     active = list(model.active_adapters)
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
 
     def scaled(d: Tensor) -> None:
         for layer, own in zip(layers, before, strict=True):
@@ -234,13 +228,8 @@ def _together(model: PeftModel, adapters: Sequence[str]) -> Iterator[Callable[[T
 
     try:
         tuner.set_adapter(list(adapters))
-        model.eval()
         yield scaled
     finally:
         for layer, own in zip(layers, before, strict=True):
             layer.scaling.update(own)
         tuner.set_adapter(active)
-        for p, flag in wanted:
-            p.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode

@@ -16,7 +16,7 @@ from counterpoise._seeding import seed_integer
 from counterpoise.gradients import median_binarize
 
 from ._paillier import PaillierAggregator, PaillierKeyHolder
-from ._records import DECRYPT, KEY, RECORD, ROWS, TRAIN, Instructions, Receipt, rows_record, votes_in
+from ._records import DECRYPT, KEY, RECORD, ROWS, TRAIN, Instructions, Receipt, bytes_of, rows_record, votes_in
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -141,7 +141,7 @@ def _new_key(instructions: Instructions, context: Context) -> RecordDict:
     """A new key pair; the private part stays in the node's state, the modulus is the answer."""
     holder = PaillierKeyHolder(instructions.codec, insecure=instructions.insecure)
     _keep(context, holder)
-    return RecordDict({RECORD: ConfigRecord({"modulus": _bytes_of(holder.public_key.n), "token": instructions.token})})
+    return RecordDict({RECORD: ConfigRecord({"modulus": bytes_of(holder.public_key.n), "token": instructions.token})})
 
 
 def _decrypted(instructions: Instructions, content: RecordDict, context: Context) -> RecordDict:
@@ -156,7 +156,7 @@ def _decrypted(instructions: Instructions, content: RecordDict, context: Context
     holder = PaillierKeyHolder(instructions.codec, private, jobs=jobs, insecure=instructions.insecure)
     holder.last_round = None if kept["round"] < 0 else kept["round"]
     # The key is this node's own: a total for another one cannot be decrypted, whatever the server says.
-    if instructions.modulus != _bytes_of(p * q):
+    if instructions.modulus != bytes_of(p * q):
         bad_input("message", "a total under another key", "one under this node's key")
     total = votes_in(content, instructions, holder.fingerprint, instructions.clients)
     votes = holder.decrypt(total, instructions.server_round)
@@ -168,13 +168,9 @@ def _decrypted(instructions: Instructions, content: RecordDict, context: Context
 def _keep(context: Context, holder: PaillierKeyHolder) -> None:
     private = holder._private_key
     last = -1 if holder.last_round is None else holder.last_round
-    context.state[PRIVATE] = ConfigRecord({"p": _bytes_of(private.p), "q": _bytes_of(private.q), "round": last})
+    context.state[PRIVATE] = ConfigRecord({"p": bytes_of(private.p), "q": bytes_of(private.q), "round": last})
 
 
 def _public_key(instructions: Instructions) -> Any:
     paillier = require("phe.paillier", "he", "Encryption of votes")
     return paillier.PaillierPublicKey(int.from_bytes(instructions.modulus, "big"))
-
-
-def _bytes_of(number: int) -> bytes:
-    return int(number).to_bytes((int(number).bit_length() + 7) // 8, "big")

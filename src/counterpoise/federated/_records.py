@@ -21,7 +21,7 @@ else:
     app = require("flwr.app", "federated", "Federated training")
     Array, ArrayRecord, ConfigRecord, RecordDict = app.Array, app.ArrayRecord, app.ConfigRecord, app.RecordDict
 
-__all__ = ["MODEL", "RECORD", "ROWS", "Instructions", "Receipt", "array_in", "rows_record"]
+__all__ = ["MODEL", "RECORD", "ROWS", "Instructions", "Receipt", "array_in", "bytes_of", "rows_record", "votes_in"]
 
 RECORD = "edgedetect"  # of instructions, and of receipts
 ROWS = "edgedetect.rows"  # of ciphertexts, or of totals
@@ -80,6 +80,11 @@ class Receipt:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Receipt:
         return cls(**_read(cls, record))
+
+
+def bytes_of(number: int) -> bytes:
+    """A key's number on the wire, highest byte first."""
+    return int(number).to_bytes((int(number).bit_length() + 7) // 8, "big")
 
 
 def rows_record(rows: npt.NDArray[Any]) -> ArrayRecord:

@@ -32,7 +32,7 @@ from counterpoise._seeding import generator
 from ._checkpoint import RoundState
 from ._codec import SlotCodec
 from ._paillier import FEWEST, EncryptedVotes, PaillierAggregator, check_key_size
-from ._records import DECRYPT, KEY, MODEL, RECORD, ROWS, TRAIN, Instructions, Receipt, array_in, rows_record, votes_in
+from ._records import DECRYPT, KEY, MODEL, RECORD, ROWS, TRAIN, Instructions, Receipt, array_in, bytes_of, rows_record, votes_in
 
 if TYPE_CHECKING:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -294,10 +294,7 @@ class EdgeDetectStrategy(Strategy):
     def _instructions(self, stage: str, at: int) -> Instructions:
         assert self._state is not None
         names = self._voted(self._state.weights)
-        modulus = b""
-        if self._aggregator is not None:
-            n = int(self._aggregator.public_key.n)
-            modulus = n.to_bytes((n.bit_length() + 7) // 8, "big")
+        modulus = b"" if self._aggregator is None else bytes_of(self._aggregator.public_key.n)
         return Instructions(
             stage, at, secrets.token_bytes(16), self.codec.max_clients, self.codec.modulus_bits, self.insecure, modulus, names,
             self.threshold, self.ties, self.seed, self._d,

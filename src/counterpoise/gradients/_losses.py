@@ -16,7 +16,7 @@ from counterpoise._errors import bad_input
 
 from ._group_loss import members_of
 
-__all__ = ["Leaves", "Terms", "checked_params", "leaves_of", "reached_from"]
+__all__ = ["Leaves", "Terms", "checked_params", "leaves_of", "reached_from", "walked"]
 
 LEAF = "torch::autograd::AccumulateGrad"
 WRAPPER = "_DDPSinkBackward"  # through which all outputs of a DistributedDataParallel may pass, each by itself
@@ -202,14 +202,11 @@ def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
     return trained
 
 
-def reached_from(roots: Sequence[GradientEdge]) -> dict[Tensor, int]:
-    """Every leaf with the losses that reach it, as the bits of a number; in the order of a walk from the first loss.
-
-    Every node is seen once: the bits are passed on in topological order.
-    """
+def walked(roots: Sequence[Node]) -> list[Node]:
+    """Every node that the roots reach, each after those it passes gradients on to."""
     order: list[Node] = []
     seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(root.node, False) for root in reversed(roots)]
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
     while stack:
         node, done = stack.pop()
         if done:
@@ -218,6 +215,15 @@ def reached_from(roots: Sequence[GradientEdge]) -> dict[Tensor, int]:
             seen.add(node)
             stack.append((node, True))
             stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in seen)
+    return order
+
+
+def reached_from(roots: Sequence[GradientEdge]) -> dict[Tensor, int]:
+    """Every leaf with the losses that reach it, as the bits of a number; in the order of a walk from the first loss.
+
+    Every node is seen once: the bits are passed on in topological order.
+    """
+    order = walked([root.node for root in roots])
     masks: dict[Node, dict[int, int]] = {node: {} for node in order}  # by output
 
     def arrive(node: Node, nr: int, mask: int) -> None:

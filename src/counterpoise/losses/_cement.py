@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from counterpoise._dist import gather_rows, world_size
-from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._errors import bad_input, check_choice, check_range, described
 from counterpoise._precision import single
 
 from ._conr import unit_rows
@@ -191,6 +192,12 @@ class CementLoss(nn.Module):
         similarity : Tensor, shape (n,)
             Cosines, such as those of captions and their hard negatives under the model before training. The curve falls, so that the margin
             rises: from :math:`m_{max} (1 - \hat s(0) + \hat s(1))`, cut off at 0, to :math:`m_{max}`.
+
+        Raises
+        ------
+        InputError
+            If ``adapt`` is another one, there is not one similarity for each concreteness, a concreteness is not in [0, 1], or a similarity
+            is not finite.
         """
         from sklearn.isotonic import IsotonicRegression
 
@@ -329,7 +336,7 @@ def _duplicates(n: int, n_all: int, first: int, duplicate_mask: Tensor | None, d
     if duplicate_mask is None:
         return None
     if duplicate_mask.dtype != torch.bool or tuple(duplicate_mask.shape) != (n, n_all):
-        found = f"a tensor of {duplicate_mask.dtype} and shape {tuple(duplicate_mask.shape)}"
+        found = described(duplicate_mask)
         bad_input("duplicate_mask", found, f"a mask of bool, shape {(n, n_all)}")
     itself = torch.arange(first, first + n, device=device)[:, None]
     return duplicate_mask.to(device).scatter(1, itself, False)
@@ -399,13 +406,13 @@ def _interpolated(c: Tensor, curve: Tensor) -> Tensor:
     return torch.lerp(curve[low.long()], curve[low.long() + 1], place - low)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # torch.compiler.disable loads the compiler at once
 def _gathered(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, int, int]:
     (all_x, first), (all_t, _) = gather_rows(x), gather_rows(t)
     return all_x, all_t, first, world_size()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo
 def _all(rows: Tensor) -> Tensor:
     return gather_rows(rows)[0]
 
@@ -416,24 +423,20 @@ def _all(rows: Tensor) -> Tensor:
 def _check(image: Tensor, text: Tensor, hard_text: Tensor | None, concreteness: Tensor | None, hard_mask: Tensor | None) -> None:
     shape = tuple(image.shape)
     if image.ndim != 2 or not image.is_floating_point():
-        bad_input("image", _described(image), "floating-point embeddings (B, D)")
+        bad_input("image", described(image), "floating-point embeddings (B, D)")
     if tuple(text.shape) != shape or not text.is_floating_point():
-        bad_input("text", _described(text), f"floating-point embeddings of the shape of image, {shape}")
+        bad_input("text", described(text), f"floating-point embeddings of the shape of image, {shape}")
     if hard_text is None:
         for name, given in (("concreteness", concreteness), ("hard_mask", hard_mask)):
             if given is not None:
-                bad_input(name, _described(given), "None where hard_text is None")
+                bad_input(name, described(given), "None where hard_text is None")
         return
     fits = hard_text.ndim in (2, 3) and len(hard_text) == shape[0] and hard_text.shape[-1] == shape[1]
     if not fits or not hard_text.is_floating_point():
-        bad_input("hard_text", _described(hard_text), f"floating-point embeddings of shape {shape} or (B, H, D), for image {shape}")
+        bad_input("hard_text", described(hard_text), f"floating-point embeddings of shape {shape} or (B, H, D), for image {shape}")
     wanted = tuple(hard_text.shape[:-1])
     for name, given in (("concreteness", concreteness), ("hard_mask", hard_mask)):
         if given is not None and tuple(given.shape) not in ((shape[0],) if len(wanted) == 1 or wanted[1] == 1 else wanted, wanted):
             bad_input(name, f"shape {tuple(given.shape)}", f"shape {wanted}, one for each hard negative")
     if hard_mask is not None and hard_mask.dtype != torch.bool:
         bad_input("hard_mask", f"a tensor of {hard_mask.dtype}", "a mask of bool")
-
-
-def _described(x: Tensor) -> str:
-    return f"a tensor of {x.dtype} and shape {tuple(x.shape)}"

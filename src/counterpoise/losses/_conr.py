@@ -22,11 +22,12 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from counterpoise._dist import all_gather_rows, gather_rows, world_size
-from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._errors import bad_input, check_choice, check_range, described
 
 __all__ = ["ConRLoss", "Distance", "distances", "unit_rows"]
 
@@ -208,7 +209,7 @@ class ConRLoss(nn.Module):
         """The rows of all processes, where those of this process begin among them, and the number of processes."""
         if not self.gather or world_size() == 1:
             return rows, 0, 1
-        return cast(tuple[_Rows, int, int], _gathered(rows))
+        return _gathered(rows)
 
     def _warn_if_wide(self, share: float) -> None:
         if share > WIDE:
@@ -272,7 +273,7 @@ def _columns(values: Tensor) -> Tensor:
     return values.float() if values.itemsize < 4 else values
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # torch.compiler.disable loads the compiler at once
 def _gathered(rows: _Rows) -> tuple[_Rows, int, int]:
     device = rows.unit.device
     unit, first = gather_rows(rows.unit)
@@ -286,7 +287,7 @@ def _gathered(rows: _Rows) -> tuple[_Rows, int, int]:
 
 def _check_shapes(features: Tensor, targets: Tensor, predictions: Tensor, sample_weight: Tensor | None) -> None:
     if not features.is_floating_point() or features.ndim < 2:
-        bad_input("features", _described(features), "floating-point features (n, d), or with more dimensions")
+        bad_input("features", described(features), "floating-point features (n, d), or with more dimensions")
     n = len(features)
     if targets.ndim not in (1, 2) or len(targets) != n:
         bad_input(
@@ -305,7 +306,3 @@ def _check_values(rows: _Rows) -> None:
         bad_input("targets", "nan or inf", "finite numbers", "Leave out rows whose target is missing.")
     if rows.weight is not None and not bool((fine := torch.isfinite(rows.weight) & (rows.weight >= 0)).all()):
         bad_input("sample_weight", rows.weight[~fine][0].item(), "finite weights >= 0", "lds_weights(targets) makes them.")
-
-
-def _described(x: Tensor) -> str:
-    return f"a tensor of {x.dtype} and shape {tuple(x.shape)}"

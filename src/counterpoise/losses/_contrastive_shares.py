@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from counterpoise._errors import bad_input
+from counterpoise._errors import bad_input, described
 from counterpoise._precision import single
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def contrastive_shares(logits: Tensor, positive: Tensor, hard: Tensor) -> Contra
     Easy negatives push 0.736 times as hard as hard ones (368 per 1,000 of them).
     """
     if logits.ndim != 2 or not logits.is_floating_point():
-        bad_input("logits", f"a tensor of {logits.dtype} and shape {tuple(logits.shape)}", "floating-point logits (B, C)")
+        bad_input("logits", described(logits), "floating-point logits (B, C)")
     if bool(torch.isnan(logits).any()):
         bad_input("logits", math.nan, "numbers; -inf for what is no candidate")
     of_positive, of_hard = _where("positive", positive, logits), _where("hard", hard, logits)
@@ -136,7 +136,7 @@ def _where(name: str, columns: Tensor, logits: Tensor) -> Tensor:
             bad_input(name, f"a mask of shape {tuple(columns.shape)}", f"the shape of the logits, {tuple(logits.shape)}")
         return columns
     if columns.is_floating_point() or columns.ndim not in (1, 2) or len(columns) != n:
-        bad_input(name, f"a tensor of {columns.dtype} and shape {tuple(columns.shape)}", f"columns ({n},) or a mask {tuple(logits.shape)}")
+        bad_input(name, described(columns), f"columns ({n},) or a mask {tuple(logits.shape)}")
     lowest = 0 if name == "positive" else -1
     if columns.numel() and not bool(((columns >= lowest) & (columns < width)).all()):
         bad_input(name, int(columns[(columns < lowest) | (columns >= width)].flatten()[0]), f"columns {lowest}..{width - 1}")

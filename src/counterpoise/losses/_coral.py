@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise._errors import bad_input, check_range
+from counterpoise._errors import bad_input, check_range, described
 from counterpoise._precision import single
 
 __all__ = ["batch_whiten", "coral_loss", "whitened_coral"]
@@ -32,7 +32,8 @@ def coral_loss(a: Tensor, b: Tensor) -> Tensor:
     Of unit vectors of width D it is at most :math:`1 / (2 D^2)`, and about 1e-4 in practice: a term with a small weight does next to
     nothing unless the features are whitened (:func:`batch_whiten`).
 
-    Shapes: (n, D) and (m, D), n and m >= 2. Returns a scalar; half precision is computed in float32.
+    Shapes: (n, D) and (m, D), n and m >= 2. Returns a scalar; half precision is computed in float32. Other shapes, and features that are
+    no floating-point numbers, are an :class:`InputError`.
 
     >>> a = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     >>> coral_loss(a, 2 * a)  # variances 2 and 8 in one of two directions
@@ -134,7 +135,7 @@ def _shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
 def _check(a: Tensor, b: Tensor) -> None:
     for name, x in (("a", a), ("b", b)):
         if x.ndim != 2 or len(x) < 2 or not x.is_floating_point():
-            bad_input(name, f"a tensor of {x.dtype} and shape {tuple(x.shape)}", "floating-point features (n, D) with n >= 2")
+            bad_input(name, described(x), "floating-point features (n, D) with n >= 2")
     if a.shape[1] != b.shape[1]:
         bad_input("a and b", f"widths {a.shape[1]} and {b.shape[1]}", "features of the same width D")
 

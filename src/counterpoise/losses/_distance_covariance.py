@@ -136,13 +136,10 @@ def joint_distance_covariance(*xs: Tensor, c: float = 1.0, unbiased: bool = True
 
 def _centered(values: Tensor, unbiased: bool) -> Tensor:
     """U (n, n), or doubly centered distances, with gradients; at distance 0 they are 0."""
-    distances = (values - values.T).abs() if values.shape[1] == 1 else torch.cdist(values, values, compute_mode=EXACT)
     whole = slice(0, len(values))
+    distances = Attribute(values).distances(whole)
     U = Centering.of(distances.sum(dim=1), values.new_ones(len(values)), unbiased)(distances, whole)
     return U - torch.diag_embed(torch.diagonal(U)) if unbiased else U
-
-
-EXACT = "donot_use_mm_for_euclid_dist"
 
 
 # ---- fast -------------------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from counterpoise._dist import all_gather_rows, gather_rows
 from counterpoise._errors import bad_input, check_choice, check_range
@@ -122,8 +123,10 @@ class DistanceCovariancePenalty(nn.Module):
         self.block_size = None if block_size is None else int(block_size)
         self.gather = gather
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many cells there are depends on values, which breaks a graph
     def forward(self, predictions: Tensor, attributes: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
+        return (self._uncompiled if torch.compiler.is_compiling() else self._value)(predictions, attributes)
+
+    def _value(self, predictions: Tensor, attributes: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
         _check_predictions(predictions)
         columns = _columns(attributes, predictions)
         if self.gather:
@@ -135,6 +138,9 @@ class DistanceCovariancePenalty(nn.Module):
         with torch.no_grad():
             form = self._form(y.detach(), [self._scaled(attribute) for attribute in self._attributes(columns, 6)])
         return evaluate(y, form).to(result_dtype([predictions]))
+
+    # How many cells there are depends on values, which breaks a graph. (torch.compiler.disable would load the compiler at once.)
+    _uncompiled = _disable_dynamo(_value)
 
     def check_attributes(self, attributes: Tensor | Sequence[Tensor] | Mapping[str, Tensor], n: int) -> None:
         """Say what is wrong with the attributes of n rows, or constant, without computing anything of them."""

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from counterpoise._dist import world_size
 from counterpoise._errors import InputError, bad_input, check_choice, check_range
@@ -212,7 +213,7 @@ class HessianAlignmentLoss(nn.Module):
             return self._gaps_of(curvature_of(self.head, features, target, rows), rows)
 
     # Compiled code cannot be differentiated twice.
-    _gaps_uncompiled = torch.compiler.disable(_gaps)  # type: ignore[no-untyped-call]
+    _gaps_uncompiled = _disable_dynamo(_gaps)  # torch.compiler.disable loads the compiler at once
 
     def _gaps_of(self, head: Curvature, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         g, nll = self._over_all(head.gradient(), head.nll)
@@ -239,11 +240,11 @@ class HessianAlignmentLoss(nn.Module):
             return torch.stack([r * head.times(r) for r in signs]).mean(dim=0)
         at_once = max(1, PROBE_NUMBERS // max(1, like.numel()))
         total = torch.zeros_like(like)
-        for r in signs.split(at_once):
+        for r in signs.split(at_once):  # type: ignore[no-untyped-call]
             total = total + torch.einsum("kcd,kecd->ecd", r, head.times(r[:, None]))
         return total / self.n_probes
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _signs(self, like: Tensor) -> Tensor:
         """(n_probes, ...) of -1 and 1, the same on all processes, for the parameters of one domain."""
         seed = torch.randint(2**31, (), generator=self.generator, device=self.generator.device)
@@ -272,7 +273,7 @@ class HessianAlignmentLoss(nn.Module):
 
     # ---- before the computation --------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _prepare(self, features: Tensor, target: Tensor, domain: Any) -> Rows:
         """Checks, and the place of every row. Not compiled: what follows depends on the number of domains."""
         _check_head(self.head, self.method)
@@ -291,7 +292,7 @@ class HessianAlignmentLoss(nn.Module):
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, stacklevel=7)  # the line that called this module
+            warnings.warn(message, stacklevel=8)  # the line that called this module
 
 
 def _squares(x: Tensor) -> Tensor:

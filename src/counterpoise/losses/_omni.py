@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 
 from counterpoise._dist import all_gather_rows, gather_rows, world_size
-from counterpoise._errors import bad_input, check_choice, check_range, listing
+from counterpoise._errors import bad_input, check_choice, check_range, described, listing
 
 from ._conr import unit_rows
 from ._coral import coral_loss, whitened_coral
@@ -181,7 +182,7 @@ class OmniContrastiveLoss(nn.Module):
             columns = None if positives is None else positives.long()
             own = _Pairs(unit_q.to(wide), unit_t.to(wide), weights_q, weights_t, columns, 0, len(query))
             if self.negatives == "gathered" and world_size() > 1:
-                own = cast(_Pairs, _gathered(own))
+                own = _gathered(own)
             self._check_values(own, positives_mask)
             losses, floored, kept = self._contrast(own, positives_mask)
             coral = losses.new_zeros(())
@@ -262,7 +263,7 @@ class OmniContrastiveLoss(nn.Module):
             bad_input("query", "1 row", "an input of at least two, which have a covariance", "coral_weight=0 leaves it out.")
         if mask is not None and (mask.shape != (pairs.rows, n) or mask.dtype != torch.bool):
             hint = "Columns are the targets of all processes." if self._processes() > 1 else ""
-            bad_input("positives_mask", f"a tensor of {mask.dtype} and shape {tuple(mask.shape)}", f"booleans {(pairs.rows, n)}", hint)
+            bad_input("positives_mask", described(mask), f"booleans {(pairs.rows, n)}", hint)
         if torch.compiler.is_compiling():
             return
         for name, x in (("query", pairs.query), ("target", pairs.target)):
@@ -308,7 +309,7 @@ def debiased_losses(
     return -F.logsigmoid(positive - torch.where(floored, floor, log_n)), floored
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # torch.compiler.disable loads the compiler at once
 def _gathered(own: _Pairs) -> _Pairs:
     query, first = gather_rows(own.query)
     target, offset = gather_rows(own.target)
@@ -328,7 +329,7 @@ def _gathered(own: _Pairs) -> _Pairs:
 def _check_shapes(query: Tensor, target: Tensor, positives: Tensor | None) -> None:
     for name, x in (("query", query), ("target", target)):
         if x.ndim != 2 or not x.is_floating_point():
-            bad_input(name, f"a tensor of {x.dtype} and shape {tuple(x.shape)}", "floating-point embeddings (B, D)")
+            bad_input(name, described(x), "floating-point embeddings (B, D)")
     if query.shape[1] != target.shape[1] or not len(query):
         bad_input("query and target", f"shapes {tuple(query.shape)} and {tuple(target.shape)}", "inputs (B, D) and (N, D) with B >= 1")
     if positives is None:
@@ -336,6 +337,6 @@ def _check_shapes(query: Tensor, target: Tensor, positives: Tensor | None) -> No
             bad_input("target", f"{len(target)} rows for {len(query)} queries", "at least as many", "Or pass positives, the row of each.")
         return
     if positives.shape != (len(query),) or positives.is_floating_point() or positives.dtype == torch.bool:
-        bad_input("positives", f"a tensor of {positives.dtype} and shape {tuple(positives.shape)}", f"integers ({len(query)},)")
+        bad_input("positives", described(positives), f"integers ({len(query)},)")
     if not torch.compiler.is_compiling() and not bool(((positives >= 0) & (positives < len(target))).all()):
         bad_input("positives", positives.tolist(), f"rows of target, 0..{len(target) - 1}")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoise._errors import bad_input, check_range
+from counterpoise._errors import bad_input, check_range, described
 from counterpoise._precision import single
 
 __all__ = ["QuantileCurriculum", "threshold"]
@@ -46,6 +46,12 @@ class QuantileCurriculum:
     ----------
     step : int
         t, starts at 0.
+
+    Raises
+    ------
+    InputError
+        If a share is not in [0, 1), ``total`` is missing or no later than the warm-up; in :meth:`mask`, if shapes do not match, a logit is
+        NaN or a column does not exist.
 
     Examples
     --------
@@ -127,7 +133,7 @@ class QuantileCurriculum:
         neither is what has the logit -inf. A row whose negatives all have it keeps one of them. No gradient flows through the mask.
         """
         if logits.ndim != 2 or not logits.is_floating_point():
-            bad_input("logits", f"a tensor of {logits.dtype} and shape {tuple(logits.shape)}", "floating-point logits (B, N)")
+            bad_input("logits", described(logits), "floating-point logits (B, N)")
         if not torch.compiler.is_compiling() and bool(logits.isnan().any()):
             bad_input("logits", "nan", "numbers")
         lines = single(logits.detach()).clone()
@@ -139,7 +145,7 @@ class QuantileCurriculum:
                 bad_input("positives", positives.tolist(), f"columns of the logits, 0..{logits.shape[1] - 1}")
             own.scatter_(1, positives[:, None].long(), True)
         else:
-            bad_input("positives", f"a tensor of {positives.dtype} and shape {tuple(positives.shape)}", "columns (B,), or booleans (B, N)")
+            bad_input("positives", described(positives), "columns (B,), or booleans (B, N)")
         lines.masked_fill_(own, float("-inf"))
         out = lines.isneginf()
         kept = (lines >= threshold(lines, self.rho, out.sum(dim=1))[:, None]) & ~out

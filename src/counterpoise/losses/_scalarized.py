@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from counterpoise._errors import bad_input, check_choice, check_range
+from counterpoise._errors import check_choice, check_range
 from counterpoise._precision import single
-from counterpoise._temperature import TAU, Tau, checked_sizes, checked_tau, tau_at, weights
+from counterpoise._temperature import TAU, Tau, checked_sizes, checked_tau, fixed_tau, tau_at, weights
 
 from ._weighted import check_base, check_rows, weigh
 
@@ -51,10 +51,7 @@ def scalarization_weights(sizes: Tensor | npt.ArrayLike, tau: float = TAU) -> Te
     >>> scalarization_weights([900, 100], tau=2.0)
     tensor([0.8333, 2.5000], dtype=torch.float64)
     """
-    checked = checked_tau(tau)
-    if callable(checked):
-        bad_input("tau", type(tau).__name__, "a number > 0, or inf", "Of a schedule take one step's: schedule(step).")
-    w = torch.from_numpy(weights(checked_sizes(sizes), checked))
+    w = torch.from_numpy(weights(checked_sizes(sizes), fixed_tau(tau)))
     return w.to(sizes.device) if isinstance(sizes, Tensor) else w
 
 

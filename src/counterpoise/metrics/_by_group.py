@@ -71,7 +71,7 @@ def jensen_shannon_by_group(
     check_choice("weights", weights, ("proportion", "equal"))
     values = read_predictions(yhat)
     codes, names = read_groups(groups, len(values))
-    weight = np.ones(len(values)) if exposure is None else _exposure(exposure, len(values))
+    weight = np.ones(len(values)) if exposure is None else read_weight(exposure, len(values), "exposure")
     return Densities(values, estimator, bandwidth).divergence(codes, len(names), weights == "equal", weight)
 
 
@@ -163,10 +163,3 @@ class Densities:
         # As a sum of Kullback-Leibler divergences it is 0 for equal distributions, without cancellation.
         ratio = np.divide(P, pi @ P, out=np.ones_like(P), where=P > 0)
         return max(0.0, float(pi @ xlogy(P, ratio).sum(axis=1)) / float(np.log(2)))
-
-
-def _exposure(exposure: Any, n: int) -> FloatArray:
-    try:
-        return read_weight(exposure, n)
-    except ValueError as error:
-        bad_input("exposure", str(error).split("got ")[-1].split(";")[0], f"{n} finite numbers >= 0, not all of them 0")

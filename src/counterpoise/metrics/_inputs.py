@@ -66,16 +66,16 @@ def read_score(y_score: Any, n: int, argument: str = "y_score") -> npt.NDArray[A
         bad_input(argument, f"an array of {score.dtype}", "numbers, higher for what is more likely positive")
 
 
-def read_weight(sample_weight: Any, n: int) -> FloatArray:
+def read_weight(sample_weight: Any, n: int, argument: str = "sample_weight") -> FloatArray:
     """(n,) weights >= 0, not all of them 0."""
-    weight = np.asarray(_to_numpy("sample_weight", sample_weight), dtype=np.float64)
+    weight = np.asarray(_to_numpy(argument, sample_weight), dtype=np.float64)
     if weight.shape != (n,):
-        bad_input("sample_weight", f"shape {weight.shape}", f"one weight for each of the {n} rows")
+        bad_input(argument, f"shape {weight.shape}", f"one weight for each of the {n} rows")
     if not (np.isfinite(weight) & (weight >= 0)).all():
         wrong = weight[~(np.isfinite(weight) & (weight >= 0))][0]
-        bad_input("sample_weight", float(wrong), "finite weights >= 0")
+        bad_input(argument, float(wrong), "finite weights >= 0")
     if not weight.any():
-        bad_input("sample_weight", "only zeros", "a weight > 0 in both classes")
+        bad_input(argument, "only zeros", "weights of which some are > 0")
     return weight
 
 

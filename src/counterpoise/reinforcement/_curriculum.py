@@ -121,13 +121,13 @@ class CapabilityProbe:
         )
 
     def _passed(self, wanted: Sequence[tuple[str | None, str, str]]) -> list[bool]:
-        runnable = [one for one in wanted if one[0] is not None]
+        runnable = [(code, given, output) for code, given, output in wanted if code is not None]
         if self.sandbox is not None:
             results = iter(run_tests(self.sandbox, runnable, self.tolerance, None))
         else:
             with Sandbox() as sandbox:
                 results = iter(run_tests(sandbox, runnable, self.tolerance, None))
-        return [one[0] is not None and next(results) for one in wanted]
+        return [one[0] is not None and next(results).passed for one in wanted]
 
 
 def _mean(shares: FloatArray) -> tuple[float, tuple[float, float]]:

@@ -46,7 +46,7 @@ from counterpoise._errors import CounterpoiseError, bad_input, check_choice, che
 
 __all__ = ["IsolationError", "RunResult", "Sandbox"]
 
-Status = Literal["ok", "error", "timeout", "memory", "output"]
+Status = Literal["ok", "error", "timeout", "memory", "output", "lost"]
 BACKENDS = ("auto", "bubblewrap", "unshare", "subprocess")
 AGENT = Path(__file__).with_name("_sandbox_agent.py")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
@@ -102,7 +102,8 @@ class RunResult:
     ----------
     status : str
         "ok" (exit code 0), "error" (any other exit code, or a signal), "timeout", "memory" (all processes together held more than
-        ``memory_mb``), "output" (it wrote more than is kept). An allocation that the limit refuses is a ``MemoryError``: "error".
+        ``memory_mb``), "output" (it wrote more than is kept), "lost" (the sandbox went away twice while it ran). An allocation that the
+        limit refuses is a ``MemoryError``: "error".
     stdout, stderr : str
         What it wrote, bytes that are no UTF-8 replaced; at most 1 MB and 64 kB.
     seconds : float
@@ -320,7 +321,7 @@ class Sandbox:
             refusal = answer["setup"] if answer is not None else ""
         if refusal:
             raise IsolationError(f"The program was not run: {refusal}.")
-        return RunResult("error", "", "the sandbox was lost twice while this program ran", 0.0, 0.0, 255)
+        return RunResult("lost", "", "the sandbox was lost twice while this program ran", 0.0, 0.0, 255)
 
     def _take(self, new: bool) -> _Agent:
         with self._lock:

@@ -53,7 +53,7 @@ WARM = (
 
 # linux/sched.h, sys/mount.h, sys/prctl.h
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
-CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x10000000, 0x20000000, 0x40000000, 0x00000080
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x8000, 1, 2, 4
@@ -156,7 +156,7 @@ def _set_attributes(target: str, attributes: int, *, recursive: bool) -> None:
 
 
 def _mount_proc(target: str, options: str) -> None:
-    """A view of this process namespace only. Some containers forbid it; then the folder is empty."""
+    """A view of this process namespace only. Some containers forbid it; then the folder is empty, and the agent does not start."""
     try:
         _mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     except SetupError:
@@ -486,6 +486,14 @@ def _memory_mb() -> float:
     return pages * resource.getpagesize() / MB
 
 
+def _check_memory_is_seen() -> None:
+    """Without /proc, the memory of all processes of a job together would be 0 whatever they hold."""
+    try:
+        _resident(os.getpid())
+    except OSError as error:
+        raise SetupError("/proc cannot be mounted here, so nobody could watch the memory of all processes together") from error
+
+
 def _resident(process: int) -> int:
     with open(f"/proc/{process}/statm") as file:
         return int(file.read().split()[1])
@@ -559,6 +567,8 @@ def main() -> None:
     try:
         if config["build"]:
             build(config)
+        if config["isolated"]:
+            _check_memory_is_seen()
     except (SetupError, OSError) as error:
         _send(answers, {"setup": str(error)})
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from counterpoise._errors import bad_input, check_range
 
@@ -18,10 +18,11 @@ from ._outputs import code_of, same_output
 from ._sandbox import Sandbox
 from ._tiers import TieredSuite, TierSchedule
 
-__all__ = ["TieredReward", "run_tests"]
+__all__ = ["TieredReward", "Verdict", "run_tests"]
 
 DIGITS = 10  # of a progress: a third of epoch 0.6 is a little below 0.2 in binary, and a stage that begins there must have begun
 KNOWN_MOST = 100_000  # verdicts remembered: one of a few bytes for each pair of program and test
+ACCIDENTS = ("timeout", "lost")  # ends of a run that a busy machine may be to blame for, and not the program
 
 
 class TieredReward:
@@ -59,9 +60,11 @@ class TieredReward:
 
     Notes
     -----
-    A completion without a complete block of code gets 0; of several blocks the last one counts. With advantages over the standard deviation
-    of a group (TRL's default), a group that differs in a cheap tier alone gets advantages as large as any: weights act within groups only,
-    unless ``scale_rewards=False``.
+    A completion without a complete block of code gets 0; of several blocks the last one counts. A pair of program and test is run once in
+    the training; one that ended by a time-out, or with the sandbox, failed in this step alone and is run again when it comes back.
+
+    With advantages over the standard deviation of a group (TRL's default), a group that differs in a cheap tier alone gets advantages as
+    large as any: weights act within groups only, unless ``scale_rewards=False``.
 
     Examples
     --------
@@ -139,15 +142,19 @@ class TieredReward:
         return round(float(epoch) / (self.epochs or 1.0), DIGITS)
 
     def _passed(self, wanted: Sequence[tuple[str | None, str, str]]) -> list[bool]:
-        """Whether each program passes its test; each pair is run once."""
+        """Whether each program passes its test; each pair is run once, and once more in a later step if it ended by accident."""
         keys = [_key(*one) for one in wanted]
-        new = {key: one for key, one in zip(keys, wanted, strict=True) if key not in self._known and one[0] is not None}
+        new = {
+            key: (code, given, output)
+            for key, (code, given, output) in zip(keys, wanted, strict=True)
+            if key not in self._known and code is not None
+        }
         verdicts = dict(zip(new, run_tests(self.sandbox, list(new.values()), self.tolerance, self.workers), strict=True))
         passed = [
-            code is not None and (verdicts[key] if key in verdicts else self._known[key])
+            code is not None and (verdicts[key].passed if key in verdicts else self._known[key])
             for key, (code, _, _) in zip(keys, wanted, strict=True)
         ]
-        self._known.update(verdicts)
+        self._known.update((key, verdict.passed) for key, verdict in verdicts.items() if verdict.lasting)
         while len(self._known) > KNOWN_MOST:
             self._known.popitem(last=False)
         return passed
@@ -156,10 +163,20 @@ class TieredReward:
         return self.__dict__ | {"_known": OrderedDict()}
 
 
-def run_tests(sandbox: Sandbox, tests: Sequence[tuple[str | None, str, str]], tolerance: float, workers: int | None) -> list[bool]:
-    """Whether each ``(code, input, output)`` passes."""
-    results = sandbox.run_many([(code or "", given) for code, given, _ in tests], workers) if tests else []
-    return [result.ok and same_output(result.stdout, output, tolerance) for result, (_, _, output) in zip(results, tests, strict=True)]
+class Verdict(NamedTuple):
+    """Whether a program passed a test, and whether another run would say the same."""
+
+    passed: bool
+    lasting: bool
+
+
+def run_tests(sandbox: Sandbox, tests: Sequence[tuple[str, str, str]], tolerance: float, workers: int | None) -> list[Verdict]:
+    """Verdict on each ``(code, input, output)``."""
+    results = sandbox.run_many([(code, given) for code, given, _ in tests], workers) if tests else []
+    return [
+        Verdict(result.ok and same_output(result.stdout, output, tolerance), result.status not in ACCIDENTS)
+        for result, (_, _, output) in zip(results, tests, strict=True)
+    ]
 
 
 def _key(code: str | None, given: str, output: str) -> bytes:

@@ -148,6 +148,12 @@ class IsoFlopAudit:
             lines.append(
                 f"The target lies {beyond:.1f} decades beyond the largest budget: errors of exponents grow with every one of them."
             )
+        copies = len(self.N) - len(np.unique(np.column_stack([self.N, self.D, self.L]), axis=0))
+        if copies:
+            lines.append(
+                f"{copies} of {len(self.N)} rows repeat another one exactly, and count as runs of their own: if they are copies, the "
+                "intervals are too narrow; leave them out."
+            )
         if self.status == "weak":
             lines.append("The runs lie on one line in (log N, log D): size and data are told apart by curvature alone.")
         if self.status == "bound":
@@ -255,12 +261,13 @@ def audit_isoflop(
     law = ChinchillaRegressor(flops_factor=flops_factor).fit(_named(frame, {size: N, data: D}), L)
     parabola = fit_parabolas(N, D, L, budgets, budget_of)
     surface = law.surface_
-    noise_free = fit_parabolas(N, D, surface.loss(N, D), budgets, budget_of)
+    expected = surface.loss(N, D)
+    noise_free = fit_parabolas(N, D, expected, budgets, budget_of)
     best = np.log10(surface.optimal_size(budgets))
     logs = [np.log10(N[budget_of == budget]) for budget in range(len(budgets))]
     offset = np.array([(own.max() + own.min()) / 2 for own in logs]) - best
-    plan, seen = surface.optimal(target), _plan(parabola, target)
-    flags = _flags(law, np.column_stack([N, D]), L, parabola)
+    plan, seen = surface.optimal(target), parabola.allocation(target)
+    flags = _flags(L - expected, L, parabola)
     audit = IsoFlopAudit(
         surface=surface,
         status=law.status_,
@@ -271,7 +278,7 @@ def audit_isoflop(
         deadweight=_waste(surface, target, seen.D),
         deadweight_interval=(NAN, NAN),
         deadweight_interval_held=(NAN, NAN),
-        predicted_error=_plan(noise_free, target).D / plan.D - 1,
+        predicted_error=noise_free.allocation(target).D / plan.D - 1,
         observed_error=seen.D / plan.D - 1,
         width=np.array([np.ptp(own) for own in logs]),
         offset=offset,
@@ -288,10 +295,6 @@ def audit_isoflop(
         L=L,
     )
     return _with_intervals(audit, law, seed) if resamples else audit
-
-
-def _plan(parabola: ParabolaFit, target: float) -> Allocation:
-    return parabola.allocation(target)
 
 
 def _waste(surface: LossSurface, target: float, D: float) -> float:
@@ -316,8 +319,7 @@ def _refitted(
     return NAN if surface is None else _waste(surface, target, parabola.allocation(target).D)
 
 
-def _flags(law: ChinchillaRegressor, X: FloatArray, L: FloatArray, parabola: ParabolaFit) -> npt.NDArray[np.str_]:
-    residual = L - (law.E_ + law.A_ * X[:, 0] ** -law.alpha_ + law.B_ * X[:, 1] ** -law.beta_)
+def _flags(residual: FloatArray, L: FloatArray, parabola: ParabolaFit) -> npt.NDArray[np.str_]:
     away = np.abs(residual - np.median(residual))
     # Noise-free losses have residuals of rounding only, none of which is an outlier.
     spread = max(1.4826 * float(np.median(away)), 1e-9 * float(np.median(L)))

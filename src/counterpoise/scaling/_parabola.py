@@ -19,7 +19,6 @@ that drifts with C bends the exponents, and the error grows with the distance th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -265,18 +264,24 @@ def group_budgets(compute: FloatArray, tolerance: float) -> tuple[FloatArray, np
     return np.array([np.median(compute[budget_of == code]) for code in range(codes[-1] + 1)]), budget_of
 
 
-def positive_column(name: str, values: Any, convert: Callable[[str, Any], npt.NDArray[Any]] = _to_numpy) -> FloatArray:
+def positive_column(name: str, values: Any) -> FloatArray:
     """(n,) numbers, finite and above 0, of anything that holds a column."""
-    array = convert(name, values)
+    array = _to_numpy(name, values)
     try:
         column = array.astype(np.float64)
     except (TypeError, ValueError):
         bad_input(name, f"a column of {array.dtype}", "numbers > 0")
     if column.ndim != 1 or not len(column):
         bad_input(name, f"an array of shape {column.shape}", "one number per run, shape (n,)")
+    check_positive(name, column)
+    return column
+
+
+def check_positive(name: str, column: FloatArray) -> None:
+    """Refuse a column (n,) with a number that is not finite or not above 0, naming its row."""
     wrong = np.flatnonzero(~((column > 0) & np.isfinite(column)))
     if len(wrong):
         value = column[wrong[0]]
         shown = "NaN" if np.isnan(value) else f"{value:g}"
-        bad_input(name, f"{shown} in row {wrong[0]}", "finite numbers > 0", "Leave out runs that did not end.")
-    return column
+        hint = "Negative values in data have no logarithm." if value < 0 else "Leave out runs that did not end."
+        bad_input(name, f"{shown} in row {wrong[0]}", "finite numbers > 0", hint)

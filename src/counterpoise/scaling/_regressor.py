@@ -21,6 +21,7 @@ from counterpoise._errors import bad_input, check_choice, check_range, listing
 from counterpoise._seeding import generator
 from counterpoise.groups import _to_numpy
 
+from ._parabola import check_positive
 from ._surface import FLOPS_FACTOR, Allocation, FloatArray, Interval, LossSurface
 from ._varpro import Law, Problem, fit_law, projected_jacobian
 
@@ -461,12 +462,7 @@ def _is_line(u: FloatArray) -> bool:
 
 def _check_values(x: FloatArray, names: Sequence[str]) -> None:
     for k, name in enumerate(names):
-        wrong = np.flatnonzero(~((x[:, k] > 0) & np.isfinite(x[:, k])))
-        if len(wrong):
-            value = x[wrong[0], k]
-            shown = "NaN" if np.isnan(value) else f"{value:g}"
-            hint = "Negative values in data have no logarithm." if value < 0 else "Leave out runs that did not end."
-            bad_input(name, f"{shown} in row {wrong[0]}", "finite numbers > 0", hint)
+        check_positive(name, x[:, k])
 
 
 def _check_spread(x: FloatArray, names: Sequence[str]) -> None:

@@ -18,12 +18,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import least_squares, minimize
 
-__all__ = ["Law", "Problem", "fit_law", "grid_objectives"]
+from ._surface import FloatArray
 
-FloatArray = npt.NDArray[np.float64]
+__all__ = ["Law", "Problem", "fit_law", "grid_objectives"]
 
 _CHUNK = 64_000  # most numbers of stacked designs held at once: they stay in the cache
 _TOLERANCE = 1e-15

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -189,13 +189,8 @@ class SelfPositioning:
             )  # fmt: skip
             merged.move(found.coefficients)
             merged.estimate_statistics(probe, loss_fn)
-        weights, coefficients = torch.zeros(2, len(opened), dtype=torch.float64)
-        weights[kept], coefficients[kept] = found.weights, found.coefficients
-        history = []
-        for row in found.history:
-            a = dict(zip(kept, row["weights"], strict=True))
-            history.append(row | {"weights": [a.get(k, 0.0) for k in range(len(opened))]})
-        return MergeResult(merged.state_dict(), weights, found.scale, coefficients, history, found.stopped)
+        found = found.among(kept, len(opened))
+        return MergeResult(merged.state_dict(), found.weights, found.scale, found.coefficients, found.history, found.stopped)
 
 
 # ---- N + 1 numbers ----------------------------------------------------------------------------------------------------------------------
@@ -210,6 +205,16 @@ class Found:
     coefficients: Tensor
     history: list[dict[str, Any]]
     stopped: str
+
+    def among(self, kept: Sequence[int], count: int) -> Found:
+        """The same for all ``count`` models, of which the search knew those at the places ``kept``; 0 for the others."""
+        weights, coefficients = torch.zeros(2, count, dtype=torch.float64)
+        weights[kept], coefficients[kept] = self.weights, self.coefficients
+        history = []
+        for row in self.history:
+            a = dict(zip(kept, row["weights"], strict=True))
+            history.append(row | {"weights": [a.get(k, 0.0) for k in range(count)]})
+        return replace(self, weights=weights, coefficients=coefficients, history=history)
 
 
 def search(

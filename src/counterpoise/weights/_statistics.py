@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from counterpoise._errors import bad_input
+from counterpoise._pergrad import untouched
 
 from ._models import MemoryModel, Models
 
@@ -28,7 +28,7 @@ def from_data(method: str, base: Any, given: Sequence[Any], models: Models, data
     found = []
     for k, (model, loader) in enumerate(zip(given, data, strict=True)):
         network = model if isinstance(model, nn.Module) else _network(base, models, k)
-        with _evaluating(network), torch.random.fork_rng(devices=[]):
+        with untouched(network, evaluate=True):
             found.append((_squared_gradients if method == "fisher" else _input_products)(network, loader, loss_fn, f"data[{k}]"))
     return found
 
@@ -41,18 +41,6 @@ def _network(base: Any, models: Models, k: int) -> nn.Module:
     tuned = {name: models.tuned(k, name) for name in models.dtypes}
     network.load_state_dict(models.with_aliases(tuned))
     return network
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval mode; every module's mode is as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _squared_gradients(model: nn.Module, loader: Iterable[Any], loss_fn: Loss, label: str) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from torch.autograd.graph import GradientEdge, Node
 
 from counterpoise._precision import HALF
 
+from .._losses import walked
+
 __all__ = ["BATCH_NORMS", "LEAF", "Entry", "Graph", "kind_of", "out_shape"]
 
 LEAF = "torch::autograd::AccumulateGrad"
@@ -92,7 +94,7 @@ class Graph:
 
     def __init__(self, root: Node, params: Sequence[Tensor], b: int) -> None:
         self.b = b
-        self.nodes = _topological(root)
+        self.nodes = walked([root])[::-1]
         self.place = {node: i for i, node in enumerate(self.nodes)}
         self.kinds = [kind_of(node) for node in self.nodes]
         self.children = [[(-1 if child is None else self.place[child], nr) for child, nr in node.next_functions] for node in self.nodes]
@@ -239,19 +241,3 @@ class Graph:
 def _metadata(node: Any) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
     """Shapes and dtypes of what a node computed; that of nested tensors has none."""
     return tuple(((-1,) if meta.is_nested_tensor else tuple(meta.shape), meta.dtype) for meta in node._input_metadata)
-
-
-def _topological(root: Node) -> list[Node]:
-    """Every node that is reached, each before those it passes gradients on to."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(root, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in seen)
-    return order[::-1]
