@@ -12,6 +12,7 @@ the training, as CPU time; the ratio of whole trainings, in turn, is shown besid
 
     python benchmarks/bapo.py
     python benchmarks/bapo.py --part search --tokens 100000 --runs 2      # a smoke test
+    python benchmarks/bapo.py --part search --device cuda --tokens 16000000
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _device import CPU, add_device, announce, clock, machine, met
 from _ending import finish
 from torch import Tensor
 
@@ -37,6 +39,7 @@ STEP = 0.02  # bar: share of the search in the CPU time of a training step of TR
 SAME = 1e-6  # of the bounds
 
 BATCHES = 1000
+GPU_BATCHES = 100
 LATTICES: dict[str, dict[str, Any]] = {
     "paper": {"target": 0.4, "low": (0.6, 0.9, 0.02), "high": (1.2, 3.0, 0.05), "high_first": True, "share": True, "weighted": True},
     "reference": {"target": 1.0, "low": (0.6, 0.8, 0.05), "high": (1.2, 2.0, 0.05), "high_first": False, "share": False, "weighted": False},
@@ -47,13 +50,16 @@ LEANS = {"never": -1.5, "on the way": {"paper": -0.1, "reference": 0.05}}
 # -- search -------------------------------------------------------------------------------------------------------------------------------
 
 
-def batch(tokens: int, lean: float, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch(
+    tokens: int, lean: float, seed: int, dtype: torch.dtype = torch.float32, device: str = CPU
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     source = torch.Generator().manual_seed(seed)
     shape = (max(tokens // 1000, 1), min(tokens, 1000))
     old = -3 * torch.rand(shape, generator=source, dtype=dtype)
     logp = old + 0.5 * torch.randn(shape, generator=source, dtype=dtype)
     advantages = torch.randn(shape, generator=source, dtype=dtype) + lean
-    return logp, old, advantages, torch.rand(shape, generator=source) < 0.9
+    mask = torch.rand(shape, generator=source) < 0.9
+    return logp.to(device), old.to(device), advantages.to(device), mask.to(device)
 
 
 def stepping(logp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, preset: str) -> tuple[float, float, int]:
@@ -80,39 +86,41 @@ def stepping(logp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, preset
     return bound["low"], bound["high"], points
 
 
-def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.process_time()
+def seconds(call: Callable[[], Any], now: Callable[[], float] = time.process_time) -> tuple[float, Any]:
+    began = now()
     found = call()
-    return time.process_time() - began, found
+    return now() - began, found
 
 
 def same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return max(abs(a - b) for a, b in zip(one[:2], other[:2], strict=True)) < SAME
 
 
-def compare_search(tokens: int, runs: int) -> tuple[list[dict[str, Any]], list[str]]:
+def compare_search(tokens: int, runs: int, device: str) -> tuple[list[dict[str, Any]], list[str]]:
     rows, missed = [], []
+    now = clock(device, time.process_time)
+    batches = BATCHES if device == CPU else GPU_BATCHES
     for preset in LATTICES:
         for target, lean in LEANS.items():
-            values = batch(tokens, lean[preset] if isinstance(lean, dict) else lean, seed=0)
+            values = batch(tokens, lean[preset] if isinstance(lean, dict) else lean, seed=0, device=device)
             balanced_bounds(*values, preset=preset)  # type: ignore[arg-type]
             stepping(*values, preset)
             for run in range(runs):
-                ours, found = seconds(lambda values=values, preset=preset: balanced_bounds(*values, preset=preset))
-                theirs, stepped = seconds(lambda values=values, preset=preset: stepping(*values, preset))
+                ours, found = seconds(lambda values=values, preset=preset: balanced_bounds(*values, preset=preset), now)
+                theirs, stepped = seconds(lambda values=values, preset=preset: stepping(*values, preset), now)
                 row = {"part": "search", "tokens": tokens, "preset": preset, "target": target, "run": run, "ours": ours, "stepping": theirs}
-                rows.append(row | {"points": stepped[2], "low": found[0], "high": found[1]})
+                rows.append(row | {"points": stepped[2], "low": found[0], "high": found[1]} | machine(device))
                 if not same(found, stepped):
                     missed.append(f"{preset}, {target}: bounds {found[:2]}, stepping {stepped[:2]}")
     different = sum(
         not same(balanced_bounds(*values, preset=preset), stepping(*values, preset))  # type: ignore[arg-type]
-        for seed in range(BATCHES // 2)
+        for seed in range(0, BATCHES // 2, BATCHES // batches)
         for preset in LATTICES
-        for values in [batch(200, -1 + seed / 250, seed, torch.float64)]
+        for values in [batch(200, -1 + seed / 250, seed, torch.float64, device)]
     )
     if different:
-        missed.append(f"{different} of {BATCHES} random batches have other bounds")
-    print(f"{tokens:,} tokens; {BATCHES - different} of {BATCHES} random batches have the bounds of stepping\n")
+        missed.append(f"{different} of {batches} random batches have other bounds")
+    print(f"{tokens:,} tokens; {batches - different} of {batches} random batches have the bounds of stepping\n")
     print("| options | target | points | ours, ms | stepping, ms | stepping / ours |\n|---|---|---|---|---|---|")
     for preset in LATTICES:
         for target in LEANS:
@@ -121,7 +129,7 @@ def compare_search(tokens: int, runs: int) -> tuple[list[dict[str, Any]], list[s
                 float(np.median([value(row) for row in own]))
                 for value in (lambda r: 1e3 * r["ours"], lambda r: 1e3 * r["stepping"], lambda r: r["stepping"] / r["ours"])
             )
-            judged = target == "never"
+            judged = target == "never" and device == CPU
             bar = f" (bar {SEARCH:g})" if judged else ""
             print(f"| {preset} | {target} | {own[0]['points']} | {ours:.1f} | {theirs:.1f} | **{ratio:.1f}**{bar} |")
             if judged and ratio < SEARCH:
@@ -220,17 +228,19 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--layers", type=int, default=4)
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    announce(options.device)
     rows: list[dict[str, Any]] = []
     missed: list[str] = []
     if options.part in ("search", "both"):
-        found, wrong = compare_search(options.tokens, options.runs or 9)
+        found, wrong = compare_search(options.tokens, options.runs or 9, options.device)
         rows, missed = rows + found, missed + wrong
-    if options.part in ("step", "both"):
+    if options.part in ("step", "both") and options.device == CPU:
         found, wrong = compare_steps(options.runs or 5, options.steps, options.layers)
         rows, missed = rows + found, missed + wrong
-    return finish("bapo", rows, missed)
+    return finish("bapo", rows, missed, met(options.device))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ form as well. Ours is timed forward and backward, dcor forward. Each round times
 thread; values must agree. dcor need not be installed here:
 
     python benchmarks/distance_covariance.py --peer /path/to/python/with/dcor
+    python benchmarks/distance_covariance.py --device cuda      # ours alone, also with a million rows
     python benchmarks/distance_covariance.py            # dcor in this environment; without it ours alone, and the comparisons are missed
 """
 
@@ -19,6 +20,7 @@ import time
 from typing import Any
 
 import numpy as np
+from _device import CPU, add_device, announce, clock, machine, met, ms_of
 from _ending import finish
 
 CELLS_RATIO = 300  # bar: dcor's forward over ours with gradient, one-hot levels, n = 3,000
@@ -28,32 +30,35 @@ LEVELS = 5
 CASES = {"cells": ("one-hot levels", 3000), "cells-large": ("one-hot levels", 100_000), "line": ("two columns", 100_000)}
 
 
+GPU_CASES = {"cells-1m": ("one-hot levels", 1_000_000), "line-1m": ("two columns", 1_000_000)}
+
+
 def columns(case: str, n: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     codes = rng.integers(LEVELS, size=n)
     y = rng.normal(size=n) + 0.2 * (codes == 0)
-    return y, y**2 + rng.normal(size=n) if case == "line" else np.eye(LEVELS)[codes]
+    return y, y**2 + rng.normal(size=n) if case.startswith("line") else np.eye(LEVELS)[codes]
 
 
-def best_of(call: Any, seconds: float = 2.0) -> float:
+def best_of(call: Any, seconds: float = 2.0, now: Any = time.perf_counter) -> float:
     """The fastest call within so many seconds, after one that is not timed."""
     call()
     times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < until:
-        began = time.perf_counter()
+    until = now() + seconds
+    while len(times) < 3 or now() < until:
+        began = now()
         call()
-        times.append(time.perf_counter() - began)
+        times.append(now() - began)
     return min(times)
 
 
-def ours(case: str, n: int) -> dict[str, float]:
+def ours(case: str, n: int, device: str = CPU, seconds: float = 2.0) -> dict[str, float]:
     import torch
 
     from counterpoise.losses import distance_covariance
 
     torch.set_num_threads(1)
-    y, z = (torch.from_numpy(part) for part in columns(case, n))
+    y, z = (torch.from_numpy(part).to(device) for part in columns(case, n))
     y.requires_grad_()
 
     def call() -> float:
@@ -62,7 +67,22 @@ def ours(case: str, n: int) -> dict[str, float]:
         value.backward()
         return float(value.detach())
 
-    return {"value": call(), "seconds": best_of(call)}
+    return {"value": call(), "seconds": best_of(call, seconds, clock(device))}
+
+
+def compare_devices(device: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Ours on a GPU and on one thread of its machine's CPU."""
+    found, missed = [], []
+    announce(device)
+    print(f"\n| | rows | {ms_of(device)}, value and gradient | one thread of its CPU | CPU / GPU |\n|---|---|---|---|---|")
+    for case, (name, n) in (CASES | GPU_CASES).items():
+        there, here = ours(case, n, device, 0.5), ours(case, n, CPU, 0.5)
+        found.append({"case": case, "rows": n, "ours": there, "cpu": here} | machine(device))
+        seconds = [1000 * one["seconds"] for one in (there, here)]
+        print(f"| {name} | {n:,} | {seconds[0]:.2f} | {seconds[1]:.1f} | {seconds[1] / seconds[0]:.1f} |", flush=True)
+        if not np.isclose(there["value"], here["value"], rtol=1e-8, atol=1e-14):
+            missed.append(f"{name}, {n:,} rows: {there['value']!r} on the GPU, {here['value']!r} on the CPU")
+    return found, missed
 
 
 def dcor(case: str, n: int) -> dict[str, float]:
@@ -119,6 +139,7 @@ def main() -> int:
     parser.add_argument("--peer", default=sys.executable, help="a Python that has dcor; default: this one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows; below 1 to see that it runs")
+    add_device(parser)
     parser.add_argument("--one", choices=("ours", "dcor"), help=argparse.SUPPRESS)
     parser.add_argument("--case", choices=tuple(CASES), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
@@ -126,6 +147,8 @@ def main() -> int:
     if options.one:
         print(json.dumps({"ours": ours, "dcor": dcor}[options.one](options.case, options.rows)))
         return 0
+    if options.device != CPU:
+        return finish("distance_covariance", *compare_devices(options.device), met(options.device))
     found, missed = compare(options.peer, options.rounds, options.scale)
     return finish("distance_covariance", found, missed)
 

@@ -5,6 +5,7 @@ process, one thread. Memory: peak resident memory of a fresh process over its st
 step of its own, which "sum" shows.
 
     python benchmarks/gradient_strategies.py [--runs N]
+    python benchmarks/gradient_strategies.py --device cuda      # 34 and 135 million parameters, batch 256, one process
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from _device import CPU, add_device, announce, clock, machine, met, peak_bytes
+from _ending import keep
 from torch import Tensor, nn
 
 SKETCH_MEMORY = 0.10  # bar: extra peak memory of "sketch" over that of TorchJD, at n >= 2e6
@@ -26,6 +28,7 @@ SKETCH_TIME = 1.05  # bar: its time over that of TorchJD
 
 LOSSES, BATCH = 8, 32
 WIDTHS = {"2.3 million": 1024, "4.6 million": 1500}
+GPU_WIDTHS, GPU_BATCH = {"34 million": 4096, "135 million": 8192}, 256
 ARMS = ("sum", "rows", "sketch", "torchjd", "torchjd-gramian")
 ROUNDS = 7
 
@@ -33,13 +36,16 @@ ROUNDS = 7
 class Net(nn.Module):
     """A trunk of three layers, one output for each loss."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, device: str = CPU) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.trunk = nn.Sequential(nn.Linear(128, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.heads = nn.ModuleList([nn.Linear(width, 1) for _ in range(LOSSES)])
-        self.x = torch.randn(BATCH, 128)
-        self.y = torch.randn(LOSSES, BATCH)
+        batch = BATCH if device == CPU else GPU_BATCH
+        with torch.device(device):
+            layers = [nn.Linear(128, width), nn.Linear(width, width), nn.Linear(width, width)]
+            self.trunk = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+            self.heads = nn.ModuleList([nn.Linear(width, 1) for _ in range(LOSSES)])
+            self.x = torch.randn(batch, 128)
+            self.y = torch.randn(LOSSES, batch)
 
     def losses(self) -> list[Tensor]:
         z = self.trunk(self.x)
@@ -71,18 +77,18 @@ def steps(net: Net) -> dict[str, Callable[[], object]]:
     }
 
 
-def time_steps(width: int) -> dict[str, float]:
+def time_steps(width: int, device: str = CPU) -> dict[str, float]:
     """Median seconds of a step of each."""
-    net = Net(width)
+    net, now = Net(width, device), clock(device)
     calls = steps(net)
     spent: dict[str, list[float]] = {name: [] for name in ARMS}
     for turn in range(ROUNDS + 1):
         for name in np.roll(ARMS, turn):
             net.zero_grad()
-            began = time.perf_counter()
+            began = now()
             calls[name]()
             if turn:
-                spent[name].append(time.perf_counter() - began)
+                spent[name].append(now() - began)
     return {name: float(np.median(seconds)) for name, seconds in spent.items()}
 
 
@@ -106,8 +112,19 @@ def memory_of(arm: str, width: int) -> int:
     return peak() - before
 
 
-def fresh(*arguments: str) -> dict[str, float]:
-    """In a process of its own."""
+def memory_on_gpu(arm: str, width: int, device: str) -> int:
+    net = Net(width, device)
+    call = steps(net)[arm]
+    call()
+    net.zero_grad(set_to_none=True)
+    return peak_bytes(call, device)
+
+
+def fresh(device: str, what: str, width: str) -> dict[str, float]:
+    """In a process of its own, which a GPU does not need."""
+    if device != CPU:
+        return time_steps(int(width), device) if what == "time" else {what: memory_on_gpu(what, int(width), device)}
+    arguments = ("--one", what, width)
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -116,6 +133,7 @@ def fresh(*arguments: str) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
+    add_device(parser)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -123,26 +141,26 @@ def main() -> int:
         what, width = arguments.one
         print(json.dumps(time_steps(int(width)) if what == "time" else {what: memory_of(what, int(width))}))
         return 0
-    results = Path(__file__).parent / "results" / "gradient_strategies.jsonl"
+    device = arguments.device
+    announce(device)
     missed = []
     print("| parameters | | sum | rows | sketch | TorchJD | TorchJD, Gramian | sketch / TorchJD |\n|---|---|---|---|---|---|---|---|")
-    for name, width in WIDTHS.items():
-        times = [fresh("--one", "time", str(width)) for _ in range(arguments.runs)]
+    for name, width in (WIDTHS if device == CPU else GPU_WIDTHS).items():
+        times = [fresh(device, "time", str(width)) for _ in range(arguments.runs)]
         seconds = {arm: float(np.median([run[arm] for run in times])) for arm in ARMS}
-        bytes_ = {arm: float(np.median([fresh("--one", arm, str(width))[arm] for _ in range(arguments.runs)])) for arm in ARMS}
+        bytes_ = {arm: float(np.median([fresh(device, arm, str(width))[arm] for _ in range(arguments.runs)])) for arm in ARMS}
         extra = {arm: max(bytes_[arm] - bytes_["sum"], 0.0) for arm in ARMS}
         slower = float(np.median([run["sketch"] / run["torchjd"] for run in times]))
-        larger = extra["sketch"] / extra["torchjd"]
+        larger = extra["sketch"] / max(extra["torchjd"], 1.0)
         print(f"| {name} | ms | " + " | ".join(f"{1e3 * seconds[arm]:.1f}" for arm in ARMS) + f" | **{slower:.2f}** |")
         print("| | MiB | " + " | ".join(f"{extra[arm] / 2**20:.0f}" for arm in ARMS) + f" | **{larger:.2f}** |")
         missed += [
             f"MISSED {name}: {what} {value:.3f} (bar {bar})"
             for what, value, bar in (("time", slower, SKETCH_TIME), ("memory", larger, SKETCH_MEMORY))
-            if value > bar
+            if value > bar and device == CPU
         ]
-        with results.open("a") as file:
-            file.write(json.dumps({"width": width, "seconds": times, "extra": extra}) + "\n")
-    print("\n".join(missed) or "all bars met")
+        keep("gradient_strategies", [{"width": width, "seconds": times, "extra": extra} | machine(device)])
+    print("\n".join(missed) or met(device))
     return bool(missed)
 
 

@@ -6,6 +6,7 @@ of the gradient's norm times that norm (HGP), or 300 products of the Hessian wit
 all. One call of each in turn, CPU time; losses and gradients are compared first (those of the probes are random, and agree roughly).
 
     python benchmarks/hessian_alignment.py
+    python benchmarks/hessian_alignment.py --device cuda      # D = 2048, 65 classes, 3 x 256 rows
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _device import CPU, add_device, announce, clock, machine, met, ms_of
 from _ending import finish
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,7 @@ DIAGONAL_OVER_PROBES = 50.0  # bar: time of 300 probes over that of the exact di
 HGP_OVER_TWICE = 1.3  # bar: time of differentiating twice over that of the closed form, median of the runs
 
 WIDTH, CLASSES, DOMAINS, ROWS, PROBES = 512, 7, 3, 32, 300
+GPU_SIZE = 2048, 65, 256  # width, classes, rows
 ALPHA, BETA = 1e-4, 5e-3
 AGREE = 1e-5  # relative, in float32
 
@@ -77,8 +80,8 @@ def probes(count: int) -> Callable[[nn.Linear, Tensor], Tensor]:
 # ---- measuring ------------------------------------------------------------------------------------------------------------------------
 
 
-def calls(head: nn.Linear, count: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    domain = torch.arange(DOMAINS).repeat_interleave(ROWS)
+def calls(head: nn.Linear, count: int, rows: int, device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    domain = torch.arange(DOMAINS, device=device).repeat_interleave(rows)
 
     def ours(method: str) -> Callable[[Tensor, Tensor], Tensor]:
         criterion = HessianAlignmentLoss(head, method, ALPHA, BETA)  # type: ignore[arg-type]
@@ -93,10 +96,10 @@ def calls(head: nn.Linear, count: int) -> dict[str, Callable[[Tensor, Tensor], T
     }
 
 
-def batch(seed: int) -> tuple[Tensor, Tensor]:
+def batch(seed: int, width: int, classes: int, rows: int, device: str) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(seed)
-    features = torch.randn(DOMAINS, ROWS, WIDTH, generator=source).relu().requires_grad_()
-    return features, torch.randint(CLASSES, (DOMAINS, ROWS), generator=source)
+    features = torch.randn(DOMAINS, rows, width, generator=source).relu().to(device).requires_grad_()
+    return features, torch.randint(classes, (DOMAINS, rows), generator=source).to(device)
 
 
 def step(call: Callable[[Tensor, Tensor], Tensor], head: nn.Linear, data: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -104,11 +107,12 @@ def step(call: Callable[[Tensor, Tensor], Tensor], head: nn.Linear, data: tuple[
     return [loss.detach(), *torch.autograd.grad(loss, [data[0], *head.parameters()])]
 
 
-def measure(run: int, repeats: int, slow: int, count: int) -> dict[str, Any]:
+def measure(run: int, repeats: int, slow: int, count: int, device: str) -> dict[str, Any]:
     """Median seconds of CPU of each call, and how far closed form and differentiation differ."""
     torch.manual_seed(run)
-    head, data = nn.Linear(WIDTH, CLASSES), batch(run)
-    every = calls(head, count)
+    width, classes, rows = size_of(device)
+    head, data = nn.Linear(width, classes).to(device), batch(run, width, classes, rows, device)
+    every, now = calls(head, count, rows, device), clock(device, time.process_time)
     first = {name: step(call, head, data) for name, call in every.items()}
     names = list(every)
     differ = {
@@ -120,11 +124,15 @@ def measure(run: int, repeats: int, slow: int, count: int) -> dict[str, Any]:
         for name in np.roll(names, turn):  # none is always the first
             if "probes" in name and turn >= slow:
                 continue
-            began = time.process_time()
+            began = now()
             step(every[name], head, data)
-            spent[name].append(time.process_time() - began)
+            spent[name].append(now() - began)
     seconds = {name: float(np.median(times)) for name, times in spent.items()}
-    return {"run": run, "seconds": seconds, "hgp differs": differ[0], "diagonal differs": differ[2]}
+    return {"run": run, "seconds": seconds, "hgp differs": differ[0], "diagonal differs": differ[2]} | machine(device)
+
+
+def size_of(device: str) -> tuple[int, int, int]:
+    return (WIDTH, CLASSES, ROWS) if device == CPU else GPU_SIZE
 
 
 def main() -> int:
@@ -133,11 +141,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=300, help="calls of each in a run")
     parser.add_argument("--slow", type=int, default=7, help="of them with probes")
     parser.add_argument("--probes", type=int, default=PROBES)
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    device = options.device
+    announce(device)
     rows = []
     for run in range(options.runs):
-        rows.append(measure(run, options.repeats, options.slow, options.probes))
+        rows.append(measure(run, options.repeats, options.slow, options.probes, device))
         print(f"  run {run + 1} of {options.runs}", flush=True)
     names = list(rows[0]["seconds"])
     closed_hgp, twice, closed_diagonal, estimated = names[:4]
@@ -145,7 +156,9 @@ def main() -> int:
     def ratios(name: str, base: str) -> list[float]:
         return [row["seconds"][name] / row["seconds"][base] for row in rows]
 
-    print(f"\n| D = {WIDTH}, {CLASSES} classes, {DOMAINS} x {ROWS} rows | ms of CPU, median | over the closed form, runs | median |")
+    width, classes, per_domain = size_of(device)
+    size = f"D = {width}, {classes} classes, {DOMAINS} x {per_domain} rows"
+    print(f"\n| {size} | {ms_of(device)}, median | over the closed form, runs | median |")
     print("|---|---|---|---|")
     for name in names:
         base = closed_diagonal if "diagonal" in name else closed_hgp
@@ -156,13 +169,13 @@ def main() -> int:
     roughly = max(row["diagonal differs"] for row in rows)
     print(f"\nLosses and gradients differ by {differs:.1e} of their size (hgp); from those of random probes by {roughly:.1e}.")
     missed = []
-    if np.median(ratios(estimated, closed_diagonal)) < DIAGONAL_OVER_PROBES:
+    if device == CPU and np.median(ratios(estimated, closed_diagonal)) < DIAGONAL_OVER_PROBES:
         missed.append(f"diagonal: {np.median(ratios(estimated, closed_diagonal)):.1f} times as fast as probes < {DIAGONAL_OVER_PROBES}")
-    if np.median(ratios(twice, closed_hgp)) < HGP_OVER_TWICE:
+    if device == CPU and np.median(ratios(twice, closed_hgp)) < HGP_OVER_TWICE:
         missed.append(f"hgp: {np.median(ratios(twice, closed_hgp)):.2f} times as fast as differentiating twice < {HGP_OVER_TWICE}")
     if differs > AGREE:
         missed.append(f"hgp: losses or gradients differ by {differs:.1e} > {AGREE:.0e}")
-    return finish("hessian_alignment", rows, missed)
+    return finish("hessian_alignment", rows, missed, met(device))
 
 
 if __name__ == "__main__":

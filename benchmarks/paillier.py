@@ -54,7 +54,7 @@ def packed(holder: Any, codec: Any, votes: np.ndarray) -> dict[str, Any]:
         online += rest
     server = PaillierAggregator(holder.public_key, codec)
     total, adding = timed(lambda: server.add(uploads))
-    sums, decrypting = timed(lambda: holder.decrypt(total))
+    sums, decrypting = timed(lambda: holder.decrypt(total, server_round=1))
     return {
         "encrypt": encrypting / len(votes),
         "encrypt, powers ready": online / len(votes),

@@ -14,6 +14,10 @@ one backward per group give one of the two.
     python3.11 -m venv PEERS && PEERS/bin/pip install -c constraints.txt -e . 'opacus>=1.6,<1.7' backpack-for-pytorch==1.7.1 torchjd==0.18.0
     python benchmarks/per_example_gradients.py --peers PEERS/bin/python      # without --peers: those that this interpreter has
     python benchmarks/per_example_gradients.py --case transformer --runs 1
+
+On a GPU a ResNet-18, a CNN and a larger transformer; one process, with the peers in the same environment:
+
+    python benchmarks/per_example_gradients.py --device cuda
 """
 
 from __future__ import annotations
@@ -29,12 +33,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from _device import CPU, add_device, announce, clock, machine, met, peak_bytes
+from _ending import keep, said
+from _networks import resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,6 +55,7 @@ LOOP_TIME = 1 / 2.5  # one backward per example, narrow CNN
 
 GROUPS = 10
 VOCABULARY, TOKENS, WIDTH, HEADS, HIDDEN = 5000, 64, 128, 4, 256
+CHECKED = 4 * GROUPS  # examples that are compared with the loop on a GPU
 CHUNKS = 64, 16  # examples at once under vmap
 SKETCH = 256
 EXACT = 1e-10  # largest relative error against the loop, float64
@@ -61,10 +70,9 @@ Call = Callable[[Tensor, Tensor], Found]
 # -- models -----------------------------------------------------------------------------------------------------------------------------
 
 
-def cnn(width: int, normalize: bool = True) -> nn.Module:
-    """For 1 x 16 x 16 images."""
+def cnn(width: int, normalize: bool = True, image: tuple[int, ...] = (1, 16, 16)) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1),
+        nn.Conv2d(image[0], width, 3, padding=1),
         *([nn.GroupNorm(4, width)] if normalize else []),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
@@ -72,21 +80,22 @@ def cnn(width: int, normalize: bool = True) -> nn.Module:
         nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(2 * width * 16, 64),
+        nn.Linear(2 * width * (image[1] // 4) ** 2, 64),
         nn.ReLU(),
         nn.Linear(64, GROUPS),
     )
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.before_attention, self.before_hidden = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.hidden = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH))
+        self.heads = heads
+        self.before_attention, self.before_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.hidden = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def attend(self, x: Tensor) -> Tensor:
-        by_head = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        by_head = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
         return self.out(F.scaled_dot_product_attention(*by_head).transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,11 +104,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, heads: int = HEADS, hidden: int = HIDDEN, blocks: int = 2) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.Sequential(Block(), Block())
-        self.head = nn.Linear(WIDTH, GROUPS)
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(blocks)))
+        self.head = nn.Linear(width, GROUPS)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.blocks(self.embedding(tokens)).mean(1))
@@ -112,17 +121,20 @@ class Case:
     batch: int
     text: bool = False
     normalized: bool = True
+    image: tuple[int, ...] = (1, 16, 16)
+    tokens: int = TOKENS
 
     @property
     def methods(self) -> dict[str, Method]:
         return METHODS if self.normalized else BARE_METHODS
 
-    def build(self, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor, Tensor]:
+    def build(self, device: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor, Tensor]:
         """Model, inputs, and classes, which are the groups too."""
-        torch.manual_seed(0)
-        model = self.make().to(dtype)
-        y = torch.randperm(self.batch) % GROUPS
-        X = torch.randint(VOCABULARY, (self.batch, TOKENS)) if self.text else torch.randn(self.batch, 1, 16, 16, dtype=dtype)
+        with torch.device(device):
+            torch.manual_seed(0)
+            model = self.make().to(dtype)
+            y = torch.randperm(self.batch) % GROUPS
+            X = torch.randint(VOCABULARY, (self.batch, self.tokens)) if self.text else torch.randn(self.batch, *self.image, dtype=dtype)
         return model, X, y
 
 
@@ -133,6 +145,13 @@ CASES = {
     "cnn-64-bare": Case("CNN without GroupNorm, w = 64", lambda: cnn(64, normalize=False), 256, normalized=False),
     "transformer": Case("transformer", Transformer, 64, text=True),
 }
+COLOR = (3, 32, 32)
+GPU_CASES = {
+    "gpu-resnet": Case("ResNet-18 with GroupNorm", resnet, 256, image=COLOR),
+    "gpu-transformer": Case("transformer, 4 blocks of width 512", lambda: Transformer(512, 8, 2048, 4), 64, text=True, tokens=128),
+    "gpu-cnn-bare": Case("CNN without GroupNorm, w = 64", lambda: cnn(64, False, COLOR), 256, normalized=False, image=COLOR),
+}
+ALL_CASES = CASES | GPU_CASES
 
 
 # -- methods: each takes a model once, and then batches; what it leaves on the parameters is dropped when it begins -----------------------
@@ -389,7 +408,7 @@ def kilobytes(name: str) -> int:
     return int(line.split()[1])
 
 
-def peak_bytes(call: Callable[[], Any], calls: int = 3) -> int:
+def peak_resident(call: Callable[[], Any], calls: int = 3) -> int:
     """Peak of the process above what stood before; over some calls, since what is freed is not always there for the next one."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is needed now
@@ -413,11 +432,11 @@ def spent(call: Callable[[], Any], seconds: float, calls: int) -> dict[str, Any]
 
 
 def measure(case: Case, method: Method, seconds: float, calls: int) -> dict[str, Any]:
-    model, X, y = case.build()
+    model, X, y = case.build(CPU)
     call = method.prepare(model)
     call(X[: 2 * GROUPS], y[: 2 * GROUPS])  # what libraries set up once
     forget(model)
-    extra = peak_bytes(lambda: call(X, y))
+    extra = peak_resident(lambda: call(X, y))
     # glibc gives freed memory back to the system until a large block has been freed. Training has freed one; without, the small models
     # would be timed at getting zeroed pages.
     torch.ones(31 * MIB // 4)
@@ -434,10 +453,16 @@ def error(found: Any, truth: Tensor) -> float:
     return float((found - truth).abs().max() / truth.abs().max()) if found.shape == truth.shape else float("inf")
 
 
-def check(case: Case, method: Method) -> dict[str, float]:
+@cache
+def gradients_by_loop(case: Case, device: str) -> Found:
+    model, X, y = case.build(device, torch.float64)
+    return loop(model)(X, y)
+
+
+def check(case: Case, method: Method, device: str = CPU) -> dict[str, float]:
     """Largest relative errors against the loop, in float64."""
-    model, X, y = case.build(torch.float64)
-    truth = loop(model)(X, y)
+    model, X, y = case.build(device, torch.float64)
+    truth = gradients_by_loop(case, device)
     found = method.prepare(model)(X, y)
     if "rows" in found:
         found |= reduce_rows(found["rows"], y)
@@ -458,9 +483,75 @@ def check(case: Case, method: Method) -> dict[str, float]:
 
 def left_out_by_backpack() -> list[str]:
     """Parameters of the CNN *with* GroupNorm that get no gradients, although nothing is raised."""
-    model, X, y = CASES["cnn-16"].build()
+    model, X, y = CASES["cnn-16"].build(CPU)
     rows = batch_grad(model)(X, y)["rows"]
     return [name for (name, _), row in zip(model.named_parameters(), rows, strict=True) if row is None]
+
+
+# -- a GPU: one process --------------------------------------------------------------------------------------------------------------------
+
+
+def measure_on_gpu(key: str, methods: dict[str, Method], options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of all methods in turn, and what differs from the loop; a method that fails is said to, and left out."""
+    case, device, now = ALL_CASES[key], options.device, clock(options.device)
+    rows, missed = [], []
+    failed: set[str] = set()
+    extra: dict[str, int] = {}
+
+    def one(name: str) -> dict[str, Any]:
+        model, X, y = case.build(device)
+        call = methods[name].prepare(model)
+        call(X[: 2 * GROUPS], y[: 2 * GROUPS])  # what libraries set up once
+        forget(model)
+        if name in extra:
+            call(X, y)  # the allocator warms up
+        else:
+            extra[name] = peak_bytes(lambda: call(X, y), device)
+        times: list[float] = []
+        while not times or sum(times) < options.seconds:
+            began = now()
+            kept = call(X, y)
+            times.append(now() - began)
+            del kept
+        return {"wall": median(times), "calls": len(times), "extra": extra[name]} | machine(device)
+
+    def attempt(name: str, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Exception as problem:  # the others are measured all the same
+            failed.add(name)
+            print(f"failed: {case.name}, {name}: {type(problem).__name__}: {str(problem)[:200]!r}", flush=True)
+            return None
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    for name, method in methods.items():
+        errors = attempt(name, lambda method=method: check(replace(case, batch=CHECKED), method, device)) or {}
+        say(f"{case.name}, {name}: relative error of " + ", ".join(f"{what} {value:.0e}" for what, value in errors.items()))
+        missed += [f"{case.name}, {name}: {what} differ by {value:.0e}" for what, value in errors.items() if not value <= EXACT]
+    for run in range(options.runs):
+        for name in methods if run % 2 == 0 else reversed(methods):
+            found = None if name in failed else attempt(name, lambda name=name: one(name))
+            if found:
+                rows.append({"case": key, "run": run, "method": name} | found)
+                say(f"{case.name}, run {run + 1}, {name}: {1e3 * found['wall']:.1f} ms, {found['extra'] / MIB:.0f} MiB")
+    return [row for row in rows if row["method"] not in failed], missed
+
+
+def main_on_gpu(options: argparse.Namespace) -> int:
+    warnings.simplefilter("ignore")  # of the peers, about their hooks
+    announce(options.device)
+    missed = []
+    for key in options.case or GPU_CASES:
+        case = ALL_CASES[key]
+        methods = {name: method for name, method in case.methods.items() if not method.package or importlib.util.find_spec(method.package)}
+        rows, wrong = measure_on_gpu(key, methods, options)
+        done = {row["method"] for row in rows}
+        judge(key, {name: method for name, method in methods.items() if name in done}, rows, options.device)
+        keep("per_example_gradients", rows)
+        missed += wrong
+    return said(missed, met(options.device))
 
 
 # -- many runs --------------------------------------------------------------------------------------------------------------------------
@@ -500,8 +591,9 @@ def measure_all(key: str, methods: dict[str, Method], pythons: dict[str, str], o
     return rows
 
 
-def judge(key: str, methods: dict[str, Method], rows: list[dict[str, Any]]) -> list[str]:
+def judge(key: str, methods: dict[str, Method], rows: list[dict[str, Any]], device: str = CPU) -> list[str]:
     """Print the table of a case and say what was missed."""
+    case = ALL_CASES[key]
     missed = []
     by = {name: sorted((row for row in rows if row["method"] == name), key=lambda row: row["run"]) for name in methods}
 
@@ -514,20 +606,22 @@ def judge(key: str, methods: dict[str, Method], rows: list[dict[str, Any]]) -> l
     def against(name: str, what: str, bar: float | None) -> str:
         """Ours over that method, and the bar if there is one."""
         found = ratio(OURS, name, what)
-        if bar is None:
+        if bar is None or device != CPU:
             return f"{found:.2f}"
         if not found <= bar:
-            missed.append(f"{CASES[key].name}: ours takes {found:.2f} of the {SAID[what]} of {name} > {bar:.3g}")
+            missed.append(f"{case.name}: ours takes {found:.2f} of the {SAID[what]} of {name} > {bar:.3g}")
         return f"{found:.2f} (bar {bar:.3g})"
 
-    print(f"\n| {CASES[key].name} | gives | CPU, ms | wall, ms | over plain | ours / it | extra, MiB | ours / it |\n" + "|---" * 8 + "|")
+    times = ["cpu", "wall"] if device == CPU else ["wall"]
+    heads = ["CPU, ms", "wall, ms"] if device == CPU else ["ms"]
+    heads = [case.name, "gives", *heads, "over plain", "ours / it", "extra, MiB", "ours / it"]
+    print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name, method in methods.items():
         time_bar, memory_bar = (method.time, method.memory) if method.only in ("", key) else (None, None)
         cells = [
-            f"{1e3 * middle(name, 'cpu'):.1f}",
-            f"{1e3 * middle(name, 'wall'):.1f}",
-            f"{ratio(name, PLAIN, 'cpu'):.2f}",
-            against(name, "cpu", time_bar),
+            *(f"{1e3 * middle(name, what):.1f}" for what in times),
+            f"{ratio(name, PLAIN, times[0]):.2f}",
+            against(name, times[0], time_bar),
             f"{middle(name, 'extra') / MIB:.0f}",
             against(name, "extra", memory_bar),
         ]
@@ -538,15 +632,18 @@ def judge(key: str, methods: dict[str, Method], rows: list[dict[str, Any]]) -> l
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", metavar="PYTHON", default=sys.executable, help="interpreter of an environment with the peers")
-    parser.add_argument("--case", choices=CASES, action="append", help="default: all")
+    parser.add_argument("--case", choices=ALL_CASES, action="append", help="default: all of the device")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of CPU per process, at least")
     parser.add_argument("--calls", type=int, default=CALLS, help="per process, at least")
+    add_device(parser)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--check", help=argparse.SUPPRESS)
     parser.add_argument("--packages", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--left-out", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.device != CPU:
+        return main_on_gpu(options)
     chosen = options.case or list(CASES)
     if options.packages or options.left_out or options.one or options.check:
         print(json.dumps(run_here(options, chosen[0])))
@@ -561,10 +658,7 @@ def main() -> int:
         rows = measure_all(key, methods, pythons, options)
         missed += judge(key, methods, rows)
         found += rows
-    path = Path(__file__).parent / "results" / "per_example_gradients.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in found)
+    keep("per_example_gradients", found)
     print(f"\nload of the machine: {min(row['load'] for row in found):.1f} to {max(row['load'] for row in found):.1f}")
     absent = sorted(there.keys() - pythons.keys())
     for package in absent:

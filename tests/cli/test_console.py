@@ -55,6 +55,7 @@ class FinishedStudy:
     provisional: Sequence[str] = ("trees",)
     threshold_gain = "Moving the threshold alone, from 0.5: linear +0.057 balanced accuracy."
     worst_groups: Sequence[str] = ("By [sex]: 1 of 2 groups too few to judge (fewer than 20 positives): no worst-group verdict.",)
+    learning_curves = (SimpleNamespace(sentence=lambda: "More rows: linear has AUROC 0.9 from [800]; twice as many would bring +0.01."),)
     detectable = "Measured after 1 repeat: 4 of 5 such studies would find a difference in balanced accuracy of 0.03 to 0.05."
     files: Mapping[str, Path] = {"report": Path("runs/a/report.html"), "model": Path("runs/a/model")}
     recommendation = SimpleNamespace(summary=lambda: "Use it: balanced-forest raises balanced accuracy by 0.03 (at least 0.01).")
@@ -206,6 +207,9 @@ def test_rounds_after_the_repeats_are_planned_aloud() -> None:
     ConsoleWatcher(shown).plan(Plan(PLAN.arms, repeats=1, trials=1, cells=605, jackknife=10))
     said = shown.file.getvalue().splitlines()[0]  # type: ignore[attr-defined]
     assert said == ("Plan: 3 arms, 1 repeat, then 10 rounds without a part of the rows for the interval of the rarest range, 605 cells.")
+    timed = console(200)
+    ConsoleWatcher(timed).plan(Plan(PLAN.arms, repeats=2, trials=1, cells=605, jackknife=10, seconds_per_repeat=60.0))
+    assert "about 12 min" in timed.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_best_so_far_is_a_remedy() -> None:
@@ -240,6 +244,7 @@ def test_groups_and_the_measured_power_are_said() -> None:
     after = text[text.index("Repeat 1 of 5") :]
     assert after.index(FinishedStudy.detectable) < after.index("Repeat 2 of 5")
     assert text.index("Differences to the baseline") < text.index(FinishedStudy.worst_groups[0]) < text.index("Moving the threshold alone")
+    assert text.index("Moving the threshold alone") < text.index(FinishedStudy.learning_curves[0].sentence())
 
 
 @pytest.mark.parametrize(("width", "whole"), [(80, False), (200, True)])

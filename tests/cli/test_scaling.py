@@ -56,8 +56,10 @@ def test_the_figure(run: Callable[..., Any], table: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--size", "params"], "size: got 'params'"),
-        (["--size", "tokens"], "data: got 'tokens'"),
+        (["--size", "params"], "error: --size: got 'params'"),
+        (["--size", "tokens"], "error: --data: got 'tokens'"),
+        (["--data", "none"], "error: --data: got 'none'"),
+        (["--loss", "none"], "error: --loss: got 'none'"),
         (["--budget", "0"], "--budget: got 0.0"),
         (["--budget", "nan"], "--budget: got nan"),
         (["--budget", "much"], "'much' is not a valid float"),
@@ -86,6 +88,61 @@ def test_tables_that_will_not_do(run: Callable[..., Any], table: Path, change: p
     outcome = run("scaling", table, *COLUMNS)
     outcome.assert_one_line()
     assert said in outcome.err
+
+
+HEAD = "N,D,L\n"
+RUNS = "".join(
+    f"{n}.0,{d}.0,{2 + 400 * n**-0.3 + 400 * d**-0.3:.6f}\n"
+    for n, d in zip(range(10**6, 10**7, 10**6), [10**8, 10**9, 10**10] * 3, strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (HEAD.encode(), "there are column names but no rows"),
+        (RUNS.encode(), "the first line holds numbers"),
+        (f"N,N,L\n{RUNS}".encode(), "several columns are called 'N'. If the first line is data, add a line of names"),
+        (f"{HEAD}{RUNS}1e7,NaN,3".encode(), "column 'D': got NaN in row 9"),
+        (f"{HEAD}{RUNS}1e7,1e9,-3".encode(), "column 'L': got -3 in row 9"),
+        (f"{HEAD}{RUNS}1e7,1e9,inf".encode(), "column 'L': got inf in row 9"),
+        (f"{HEAD}{RUNS}1e7,1e9,diverged".encode(), "column 'L': got 'diverged' in row 9"),
+        (f"{HEAD}{RUNS}1e7,1e9".encode(), "line 11 has 2 fields"),
+        (f"{HEAD}{RUNS}1e7,1e9,1,1".encode(), "line 11 has 4 fields"),
+        (f"{HEAD}{RUNS}1e200,1e200,3".encode(), "N and D: got 1e+200 and 1e+200 in row 9"),
+        (f"{HEAD}{RUNS}".encode("utf-16"), "the text is UTF-16"),
+        (bytes(range(256)) * 9, "binary data"),
+    ],
+)
+def test_files_that_will_not_do(run: Callable[..., Any], tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "runs.csv").write_bytes(content)
+    outcome = run("scaling", tmp_path / "runs.csv")
+    outcome.assert_one_line()
+    assert said in outcome.err and "--no-header" not in outcome.err
+
+
+def test_files_as_other_programs_write_them(run: Callable[..., Any], tmp_path: Path) -> None:
+    plain = HEAD + RUNS
+    contents = {
+        "plain": plain,
+        "byte order mark": f"\ufeff{plain}",
+        "Windows": plain.replace("\n", "\r\n"),
+        "semicolons": plain.replace(",", ";"),
+        "decimal commas": plain.replace(",", ";").replace(".", ","),
+        "blanks": plain.replace(",", ", "),
+        "empty lines": f"{plain}\n\n",
+    }
+    outcomes = {}
+    for name, content in contents.items():
+        (tmp_path / "runs.csv").write_bytes(content.encode())
+        outcomes[name] = run("scaling", tmp_path / "runs.csv")
+    assert (outcomes["plain"].code, outcomes["plain"].err) == (0, "")
+    assert all(outcome == outcomes["plain"] for outcome in outcomes.values()), outcomes
+
+
+def test_a_plan_below_the_budgets_is_an_extrapolation_too(run: Callable[..., Any], table: Path) -> None:
+    assert "3.0 decades below the smallest budget" in run("scaling", table, *COLUMNS, "--budget", "1e14").out
 
 
 def test_no_table(run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,23 @@ def test_restored_from_its_tensors() -> None:
     assert (restored.predict_proba(X) == model.predict_proba(X)).all()
 
 
+def test_ctrl_c_ends_more_than_the_training() -> None:
+    """skorch alone would take what was trained so far for the network, and whoever called fit would go on."""
+
+    class Interrupted(nn.BCEWithLogitsLoss):
+        calls = 0
+
+        def forward(self, *arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().forward(*arguments)
+
+    X, y = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 2
+    with pytest.raises(KeyboardInterrupt):
+        MLPClassifier(max_steps=30, loss=Interrupted(), random_state=0).fit(X, y)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="at least two classes"):
         MLPClassifier().fit([[0.0], [1.0]], [1, 1])

@@ -1,6 +1,7 @@
 """A training that kills its process where it is told to, as a power cut would: nothing is asked to stop, nothing can tidy up.
 
 Without a point it runs to its end, from where the checkpoint in the folder stands, and writes its weights, metrics and rounds trained.
+With ``error_feedback``, clients keep their residuals in folders of their own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +30,14 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def train(folder: Path, point: str = "", at: int = 0) -> None:
+def train(folder: Path, point: str = "", at: int = 0, error_feedback: bool = False) -> None:
     trained: list[list[int]] = []
 
     def kill(where: str, server_round: int) -> None:
         if (where, server_round) == (point, at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    app = ClientApp(mods=[edgedetect_mod])
+    app = ClientApp(mods=[partial(edgedetect_mod, folder=folder / "nodes")] if error_feedback else [edgedetect_mod])
 
     @app.train()
     def _(msg: Message, context: Context) -> Message:
@@ -62,12 +64,14 @@ def train(folder: Path, point: str = "", at: int = 0) -> None:
     replace = os.replace
 
     def replaced(source: str | Path, target: str | Path) -> None:
-        kill("before the file is in place", trained[-1][0] if trained else 0)
+        if Path(target).suffix == ".safetensors":
+            kill("before the file is in place", trained[-1][0] if trained else 0)
         replace(source, target)
 
     os.replace = replaced
     torch.set_num_threads(1)
-    strategy = EdgeDetectStrategy(CLIENTS, momentum=0.9, server_lr=0.01, checkpoint=folder / "round.safetensors", seed=3, **TINY)
+    options = TINY | {"error_feedback": error_feedback, "checkpoint": folder / "round.safetensors"}
+    strategy = EdgeDetectStrategy(CLIENTS, momentum=0.9, server_lr=0.01, seed=3, **options)
     result = strategy.start(LocalGrid(app, CLIENTS), ArrayRecord(model().state_dict()), num_rounds=ROUNDS, evaluate_fn=evaluated)
     np.savez(folder / "end.npz", **{name: array.numpy() for name, array in result.arrays.items()})
     found = {

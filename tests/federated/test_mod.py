@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import counterpoise.federated._mod as module
-from counterpoise._errors import InputError, MissingExtraError
+from counterpoise._errors import CounterpoiseError, InputError, MissingExtraError
 from counterpoise.federated import PaillierKeyHolder, SlotCodec, edgedetect_mod
 from counterpoise.federated._local_grid import LocalGrid
 from tests.federated.apps import app_of, arrays, drawn, strategy
@@ -45,6 +45,18 @@ def test_the_error_of_an_app_is_passed_on() -> None:
     result = strategy(4).start(grid, arrays(), num_rounds=1)
     assert [one.error.reason for one in grid.arrived if one.has_error()] == ["no data today"] * 4
     assert result.train_metrics_clientapp[1]["failed"] == 4
+
+
+def test_the_reason_of_a_failure_is_one_line_of_the_log(caplog) -> None:
+    def train(weights, client, server_round):
+        raise RuntimeError("no data\nWARNING :  all is well" + 100_000 * "!")
+
+    with pytest.raises(
+        CounterpoiseError, match=r"1 rounds in a row made no step; why the last one, 1, did not: 0 votes; 3 are needed\. no data WARN"
+    ):
+        strategy(4, patience=1).start(LocalGrid(app_of(train), 4), arrays(), num_rounds=2)
+    told = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert len(told) == 4 and all("\n" not in line and len(line) < 600 for line in told)
 
 
 def test_jobs_come_from_the_configuration_of_the_node(monkeypatch) -> None:

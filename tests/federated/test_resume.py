@@ -37,6 +37,13 @@ def uninterrupted(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def with_feedback(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("feedback")
+    assert run(folder, "", 0, True) == 0
+    return folder
+
+
 def ended(folder: Path) -> tuple[dict[str, bytes], dict]:
     with np.load(folder / "end.npz") as numbers:
         weights = {name: numbers[name].tobytes() for name in numbers.files}
@@ -45,23 +52,30 @@ def ended(folder: Path) -> tuple[dict[str, bytes], dict]:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 @pytest.mark.parametrize(
-    ("kills", "first"),
+    ("kills", "first", "whole"),
     [
-        ([("before the file is in place", 3)], 3),  # round 3 is trained, but not kept
-        ([("training", 2), ("before the evaluation is saved", 5)], 6),  # round 5 is kept; its evaluation is made up for
+        ([("before the file is in place", 3)], 3, "uninterrupted"),  # round 3 is trained, but not kept
+        ([("training", 2), ("before the evaluation is saved", 5)], 6, "uninterrupted"),  # round 5 is kept; its evaluation is made up for
+        ([("before the file is in place", 1), ("training", 3), ("before the file is in place", 5)], 5, "with_feedback"),
     ],
 )
-def test_a_killed_training_ends_as_if_nothing_had_happened(kills, first, uninterrupted, tmp_path) -> None:
+def test_a_killed_training_ends_as_if_nothing_had_happened(kills, first, whole, request, tmp_path) -> None:
+    """With error feedback: in round 3 two clients had voted already, in round 5 all of them, and the key holder had told the total."""
+    error_feedback = whole == "with_feedback"
     for point, at in kills:
-        assert run(tmp_path, point, at) == -signal.SIGKILL
+        assert run(tmp_path, point, at, error_feedback) == -signal.SIGKILL
         assert not (tmp_path / "end.npz").exists()
-    assert run(tmp_path) == 0
+    assert run(tmp_path, "", 0, error_feedback) == 0
     weights, found = ended(tmp_path)
-    wanted, whole = ended(uninterrupted)
+    wanted, at_once = ended(request.getfixturevalue(whole))
     assert weights == wanted
-    assert found["trained"] == list(range(first, ROUNDS + 1)) and whole["trained"] == list(range(1, ROUNDS + 1))
-    assert (found["train"], found["server"]) == (whole["train"], whole["server"])
+    assert found["trained"] == list(range(first, ROUNDS + 1)) and at_once["trained"] == list(range(1, ROUNDS + 1))
+    assert (found["train"], found["server"]) == (at_once["train"], at_once["server"])
     assert len(found["server"]) == ROUNDS + 1
+
+
+def test_error_feedback_is_not_the_same_training(uninterrupted, with_feedback) -> None:
+    assert ended(uninterrupted)[0] != ended(with_feedback)[0]
 
 
 def test_a_finished_training_is_not_trained_again(uninterrupted) -> None:
@@ -103,16 +117,21 @@ def test_a_folder_that_cannot_be_written(tmp_path) -> None:
 
 def test_a_state_comes_back_as_it_was(tmp_path) -> None:
     weights = {"b": np.arange(3, dtype=np.float16), "a": np.array(7), "c": np.zeros((0, 2), np.float32)}
-    state = RoundState(4, weights, np.linspace(0, 1, 3), {"seed": 1, "keep": ["x*"]})
+    state = RoundState(4, weights, np.linspace(0, 1, 3), {"seed": 1, "keep": ["x*"]}, training="of today")
     state.metrics["server"][4] = {"f1": 0.1 + 0.2}
     state.save(tmp_path / "folder" / "state")
     found = RoundState.load(tmp_path / "folder" / "state")
     assert list(found.weights) == ["b", "a", "c"]  # the order of the model
     assert all(np.array_equal(found.weights[name], value) and found.weights[name].dtype == value.dtype for name, value in weights.items())
-    assert np.array_equal(found.momentum, state.momentum) and (found.server_round, found.options, found.metrics) == (
-        4,
-        state.options,
-        state.metrics,
+    assert (
+        np.array_equal(found.momentum, state.momentum)
+        and found.training == "of today"
+        and (found.server_round, found.options, found.metrics)
+        == (
+            4,
+            state.options,
+            state.metrics,
+        )
     )
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["state"]
     assert RoundState.load(tmp_path / "none") is None

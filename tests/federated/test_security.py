@@ -57,7 +57,7 @@ def test_no_single_update_arrives_in_readable_form() -> None:
     for stage, message in zip(stages, grid.arrived, strict=True):
         found = [array.numpy() for record in message.content.array_records.values() for array in record.values()]
         if stage == "key":
-            assert not found and set(message.content) == {RECORD} and set(message.content[RECORD]) == {"modulus", "token"}
+            assert not found and set(message.content) == {RECORD} and set(message.content[RECORD]) == {"modulus", "token", "last_round"}
         elif stage == "decrypt":
             (total,) = found
             assert total.dtype == np.int32 and np.abs(total).max() <= 5 and set(message.content) == {RECORD, ROWS}

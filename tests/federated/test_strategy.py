@@ -159,22 +159,6 @@ def test_a_key_holder_that_trains_not() -> None:
     assert np.array_equal(flat(result.arrays), flat(strategy().start(LocalGrid(app_of(), 5), arrays(), num_rounds=2).arrays))
 
 
-def test_another_node_holds_the_key_when_the_first_has_left() -> None:
-    grid = LocalGrid(app_of(), 5)
-
-    class Leaving(EdgeDetectStrategy):
-        def aggregate_train(self, server_round, replies):
-            done = super().aggregate_train(server_round, replies)
-            if server_round == 1:
-                del grid.contexts[1000]
-            return done
-
-    chosen = Leaving(5, **TINY)
-    result = chosen.start(grid, arrays(), num_rounds=3)
-    assert [(row["clients"], row["stepped"]) for row in result.train_metrics_clientapp.values()] == [(5, 1), (4, 1), (4, 1)]
-    assert chosen._holder == 1001
-
-
 def test_a_key_holder_that_is_lost_within_a_round_costs_that_round() -> None:
     grid = LocalGrid(app_of(), 5)
     original = grid._answers

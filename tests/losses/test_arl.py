@@ -128,3 +128,35 @@ FUSED, ALONE, Y = predictions(2)
 def test_bad_input_is_said_in_one_sentence(call, words: str) -> None:
     with pytest.raises(InputError, match=words):
         call()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("base_loss", [nn.CrossEntropyLoss(), FocalLoss(multilabel=False)])
+def test_predictions_that_are_not_finite_are_named(value: float, base_loss: nn.Module) -> None:
+    fused, alone, y = predictions()
+    loss = ARLLoss(base_loss=base_loss)
+    broken = fused.clone()
+    broken[[1, 4], 2] = value
+    with pytest.raises(InputError, match="fused: got values that are not finite in 2 rows; expected finite predictions"):
+        loss(broken, alone, y)
+    with pytest.raises(InputError, match=r"unimodal\[1\]: got values that are not finite in 2 rows"):
+        loss(fused, [alone[0], broken, alone[2]], y)
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    mask[1, 1] = False  # one of the two is not there
+    with pytest.raises(InputError, match=r"unimodal\[1\]: got values that are not finite in 1 rows"):
+        loss(fused, [alone[0], broken, alone[2]], y, mask)
+    with pytest.raises(InputError, match="fused: got values that are not finite in 2 rows"):
+        loss(broken.half(), [part.half() for part in alone], y, mask)
+    mask[4, 1] = False
+    assert bool(torch.isfinite(loss(fused, [alone[0], broken, alone[2]], y, mask)))
+
+
+def test_one_wait_for_the_device_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything about values is asked for at once."""
+    fused, alone, y = predictions()
+    waits = []
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__"):
+        original = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda self, original=original: waits.append(1) or original(self))
+    ARLLoss()(fused, alone, y)
+    assert len(waits) == 1

@@ -310,12 +310,54 @@ def test_values_that_cannot_be_used_are_refused() -> None:
         ((logp, old + broken, advantages, mask), "logp - old_logp: got NaN at 6 tokens"),
         ((logp, old, advantages + broken, mask), "advantages: got NaN or an infinite one"),
         ((logp, old, advantages / 0.0, mask), "advantages: got NaN or an infinite one"),
+        ((logp, old - broken.nan_to_num(-math.inf), advantages, mask), "old_logp: got inf, and no finite probability at 6 tokens"),
+        ((logp, old, 1e308 * advantages.sign().double(), mask), r"advantages: got 1e\+308, and a sum beyond all numbers"),
+        ((logp.double() + 30, old.double(), 1e300 * advantages.sign().double(), mask), r"advantages: got 1e\+300, and a sum beyond"),
     ]
     for values, words in cases:
         with pytest.raises(InputError, match=words):
             balanced_bounds(*values)
         with pytest.raises(InputError, match=words):
             BalancedClipLoss()(*values)
+
+
+@pytest.mark.parametrize("name", ["low", "high"])
+@pytest.mark.parametrize(
+    "value",
+    [("a", 1, 2), (None, 0.9, 0.1), (1j, 1, 1), (0.6, 0.9), 0.6, "0.6", {0.6: 1, 0.9: 2, 0.1: 3}, torch.tensor(0.6), np.ones((1, 3))],
+    ids=str,
+)
+def test_bounds_that_are_no_three_numbers_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{name}: got .*; expected three numbers: start, maximum, step\.$"):
+        BalancedClipLoss(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "convert", [list, np.array, torch.tensor, lambda x: np.array(x, dtype=np.float32), lambda x: torch.tensor(x).double()]
+)
+def test_bounds_may_be_an_array_or_a_tensor(convert: Any) -> None:
+    low, high = (0.6, 0.8, 0.05), (1.2, 3.0, 0.05)
+    expected, found = BalancedClipLoss(low=low, high=high).search, BalancedClipLoss(low=convert(low), high=convert(high)).search
+    for name in ("low", "high"):
+        assert getattr(found, name).values == pytest.approx(getattr(expected, name).values, abs=1e-7)
+
+
+def test_a_ratio_has_a_unit_and_a_share_has_none() -> None:
+    """Where weights are as small as what the authors' code adds to Q, no ratio is met that a share of the same size meets."""
+    logp, old = torch.zeros(2, 1), torch.zeros(2, 1)
+    advantages, mask = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+    for scale, met in ((1.0, True), (1e-9, False)):
+        ratio = balanced_bounds(logp, old, scale * advantages, mask, criterion="ratio", target=0.9, order="high_first")
+        share = balanced_bounds(logp, old, scale * advantages, mask, criterion="share", target=0.47)
+        assert share == (0.6, 1.2, 0.5) and (ratio == (0.6, 1.2, 0.5)) is met
+
+
+def test_a_side_that_loses_its_last_token_on_the_way_leaves_no_share() -> None:
+    logp, old = torch.tensor([[0.7, 0.7]]).log(), torch.zeros(1, 2)
+    low, high, share = balanced_bounds(logp, old, -torch.ones(1, 2), torch.ones(1, 2), statistic="gradient")
+    assert (low, high) == (0.9, 3.0) and math.isnan(share)  # it had something at the start
+    low, high, share = balanced_bounds(logp - 1, old, -torch.ones(1, 2), torch.ones(1, 2), statistic="gradient")
+    assert (low, high) == (0.6, 1.2) and math.isnan(share)  # nothing anywhere
 
 
 # ---- several processes ------------------------------------------------------------------------------------------------------------------

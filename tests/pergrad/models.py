@@ -201,7 +201,7 @@ class Bag(nn.Module):
 
     def forward(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
         if self.offsets:
-            return self.head(self.bag(tokens.flatten(), torch.arange(0, tokens.numel(), tokens.shape[1])))
+            return self.head(self.bag(tokens.flatten(), torch.arange(0, tokens.numel(), tokens.shape[1], device=tokens.device)))
         return self.head(self.bag(tokens, per_sample_weights=weights))
 
 
@@ -221,7 +221,7 @@ class Recurrent(nn.Module):
         if lengths is None:
             out, state = self.layer(x)
         else:
-            out, state = self.layer(pack_padded_sequence(x, lengths, batch_first=first, enforce_sorted=False))
+            out, state = self.layer(pack_padded_sequence(x, lengths.cpu(), batch_first=first, enforce_sorted=False))
             out, _ = pad_packed_sequence(out, batch_first=first)
         state = state[0] if isinstance(state, tuple) else state
         return self.head(torch.cat([out.sum(1 if first else 0), state[-1]], dim=1))
@@ -239,8 +239,9 @@ class Attentive(nn.Module):
         self.batch_first = batch_first
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
-        mask = (tokens == 0) & (torch.arange(tokens.shape[1]) > 0)
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.tokens(tokens) + self.positions(places)
+        mask = (tokens == 0) & (places > 0)
         x = x if self.batch_first else x.transpose(0, 1)
         return self.head(self.encoder(x, src_key_padding_mask=mask).mean(1 if self.batch_first else 0))
 
@@ -314,7 +315,7 @@ class Crossed(nn.Module):
         h = self.tokens(tokens)
         keys = h[..., : self.attention.kdim]
         out, weights = self.attention(self.query.expand(len(tokens), -1, -1), keys, keys)
-        return self.head(out.mean(1)) + weights.mean((1, 2))[:, None] * torch.arange(CLASSES)
+        return self.head(out.mean(1)) + weights.mean((1, 2))[:, None] * torch.arange(CLASSES, device=tokens.device)
 
 
 class Patches(nn.Module):
@@ -437,7 +438,7 @@ class Unpadded(nn.Module):
         self.layer, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        real = torch.arange(x.shape[1]) < lengths[:, None]
+        real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         h = torch.zeros_like(x).index_put((real,), self.layer(x[real]).tanh())
         return self.head(h.sum(1))
 
@@ -548,7 +549,7 @@ class Without(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            mean = self.body(torch.ones(7, WIDTH, dtype=x.dtype)).mean(0)
+            mean = self.body(torch.ones(7, WIDTH, dtype=x.dtype, device=x.device)).mean(0)
         return self.head(self.body(x + mean).tanh())
 
 

@@ -32,6 +32,19 @@ def vector_case() -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.randn(24, WIDTH, dtype=torch.float64), torch.arange(24) % CLASSES
 
 
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_products_give_what_adding_up_gives(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU sketches are made by products instead: the same numbers."""
+    generator = torch.Generator().manual_seed(0)
+    g, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, rows * 30), (3, 4, 30)))
+    added = Projection(16, 1)
+    expected = added.dense("w", g, rows), added.outer("w", x, x[:, :, :20])
+    monkeypatch.setattr(Projection, "_by_products", lambda self, device, width: True)
+    products = Projection(16, 1)
+    torch.testing.assert_close((products.dense("w", g, rows), products.outer("w", x, x[:, :, :20])), expected)
+    assert products._matrices and not products._entries
+
+
 def test_inner_products_of_outer_products_are_unbiased() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, 2, size, generator=generator, dtype=torch.float64) for size in (4, 5))

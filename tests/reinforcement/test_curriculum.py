@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from counterpoise._errors import InputError
-from counterpoise.reinforcement import CapabilityProbe, Profile, TieredSuite, select_curriculum, tier_by_difficulty
+from counterpoise.reinforcement import (
+    CapabilityProbe,
+    IsolationError,
+    Profile,
+    RunResult,
+    TieredSuite,
+    select_curriculum,
+    tier_by_difficulty,
+)
 from counterpoise.reinforcement import _curriculum as module
 from counterpoise.reinforcement._tiered_reward import Verdict
 
@@ -54,11 +62,57 @@ def test_a_profile_by_hand(sandbox) -> None:
 
 
 def test_many_problems_have_a_narrow_interval(monkeypatch) -> None:
-    monkeypatch.setattr(module, "run_tests", lambda sandbox, tests, *_: [Verdict(int(given) % 4 > 0, True) for _, given, _ in tests])
+    monkeypatch.setattr(module, "run_tests", lambda sandbox, tests, *_: [Verdict(int(given) % 4 > 0, "ok") for _, given, _ in tests])
     suites = [TieredSuite.of({"tests": [{"input": str(i), "output": "", "tier": "high"}]}) for i in range(400)]
     found = CapabilityProbe(k=1, sandbox=object()).profile(lambda i, k: ["```python\n\n```"], suites)
     assert found.pass_rate[2] == 0.75
     np.testing.assert_allclose(found.ci[2], 0.75 + np.array([-1, 1]) * 1.966 * np.sqrt(0.1875 / 399), atol=1e-4)
+
+
+def program(text: str) -> str:
+    return f"```python\n{text}\n```"
+
+
+class Scripted:
+    """Stands for a sandbox: statuses of each program by name, one for each run of it."""
+
+    def __init__(self, **statuses: list[str]) -> None:
+        self.statuses, self.batches = statuses, []
+
+    def run_many(self, jobs, workers):
+        self.batches.append(([code.strip() for code, _ in jobs], workers))
+        statuses = [self.statuses[code.strip()].pop(0) for code, _ in jobs]
+        return [RunResult(status, "1" if status == "ok" else "", "", 0.1, 10.0, 0) for status in statuses]
+
+
+ONE_TEST = [TieredSuite.of({"tests": [{"input": "", "output": "1", "tier": "basic"}]})]
+
+
+def test_identical_samples_are_run_once_and_count_as_often_as_they_were_drawn() -> None:
+    scripted = Scripted(right=["ok"], wrong=["error"])
+    samples = [program("right")] * 3 + [program("wrong"), "no program"]
+    found = CapabilityProbe(k=5, sandbox=scripted).profile(lambda i, k: samples, ONE_TEST)
+    assert scripted.batches[0] == (["right", "wrong"], None)
+    assert found.pass_rate[0] == 0.6 and found.lost == 0
+
+
+def test_a_time_out_fails_only_if_it_comes_back_when_the_program_runs_alone() -> None:
+    scripted = Scripted(slow=["timeout", "ok"], endless=["timeout", "timeout"], right=["ok"])
+    samples = [program("slow"), program("endless"), program("right"), program("endless")]
+    found = CapabilityProbe(k=4, sandbox=scripted).profile(lambda i, k: samples, ONE_TEST)
+    assert scripted.batches == [(["slow", "endless", "right"], None), (["slow", "endless"], 1)]
+    assert found.pass_rate[0] == 0.5
+
+
+def test_a_lost_program_is_no_evidence_and_many_are_an_error() -> None:
+    names = [f"p{i}" for i in range(40)]
+    scripted = Scripted(**{name: ["lost"] if i < 2 else ["ok" if i % 2 else "error"] for i, name in enumerate(names)})
+    found = CapabilityProbe(k=40, sandbox=scripted).profile(lambda i, k: [program(name) for name in names], ONE_TEST)
+    assert found.pass_rate[0] == 0.5 and found.lost == 2
+    assert found.summary().endswith("; 2 lost with their sandbox")
+    scripted = Scripted(**{name: ["lost"] if i < 3 else ["ok"] for i, name in enumerate(names)})
+    with pytest.raises(IsolationError, match="lost under 3 of 40 runs"):
+        CapabilityProbe(k=40, sandbox=scripted).profile(lambda i, k: [program(name) for name in names], ONE_TEST)
 
 
 def test_tiers_are_quarters_of_the_pass_rates() -> None:

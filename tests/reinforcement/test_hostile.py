@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,11 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from counterpoise.reinforcement import IsolationError, Sandbox
 from counterpoise.reinforcement._outputs import same_output
 
 from .hostile import EXPECTED, PROGRAMS, STDIN, Host
 
 SECRET = "a-secret-of-the-host"
+BACKENDS = ["unshare", "bubblewrap"] if shutil.which("bwrap") else ["unshare"]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def sandbox(request):
+    try:
+        made = Sandbox(timeout=1.0, memory_mb=512, processes=16, backend=request.param)
+    except IsolationError as error:
+        pytest.skip(f"untrusted programs are not run here: {error}")
+    with made:
+        yield made
 
 
 @pytest.fixture(scope="module")

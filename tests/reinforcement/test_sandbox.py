@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,9 @@ def test_a_program_reads_and_writes(sandbox) -> None:
         ("import sys; sys.exit('no')", "error", 1, "no"),
         ("raise SystemExit(7)", "error", 7, ""),
         ("raise SystemExit", "ok", 0, ""),
+        ("raise SystemExit(256)", "ok", 0, ""),
+        ("raise SystemExit(-1)", "error", 255, ""),
+        ("import atexit, os; atexit.register(os._exit, 9)", "error", 9, ""),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "error", 137, ""),
         ("bytearray(1 << 30)", "error", 1, "MemoryError"),
         ("import numpy", "error", 1, "ModuleNotFoundError"),
@@ -65,6 +71,8 @@ def test_a_program_is_what_a_script_would_be(sandbox) -> None:
     threading.Thread(target=lambda: print("thread")).start()
     """
     assert sandbox.run(textwrap.dedent(code)).stdout == "__main__ [] Row(a=3) 1 1\nthread\nlast\n"
+    assert sandbox.run("import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    print(1)\nasyncio.run(f())").stdout == "1\n"
+    assert sandbox.run("print(open('/dev/stdin').read(), file=open('/dev/stdout', 'w'))", "2 3").stdout == "2 3\n"
     numbers = {sandbox.run("import random; print(random.random())").stdout for _ in range(3)}
     assert len(numbers) == 3  # forked programs do not share their random numbers
 
@@ -96,11 +104,129 @@ def test_many_in_their_order_and_from_several_threads(sandbox) -> None:
     assert sandbox.run_many([]) == []
 
 
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: hostile programs are run under unshare alone")
 def test_bubblewrap(sandbox) -> None:
     with Sandbox(timeout=1, backend="bubblewrap") as wrapped:
         assert wrapped.run("import os; print(os.listdir('/tmp'), input())", "x").stdout == "[] x\n"
     assert sandbox.backend == "bubblewrap"  # the first choice
+
+
+def test_many_asked_for_in_several_threads_at_once(sandbox) -> None:
+    found: dict[int, list[str]] = {}
+
+    def ask(i: int) -> None:
+        found[i] = [result.stdout for result in sandbox.run_many([(f"print({i}, {j})", "") for j in range(6)], workers=2)]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: [f"{i} {j}\n" for j in range(6)] for i in range(3)}
+
+
+def test_an_error_ends_what_has_not_begun(sandbox) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match="code"):
+        sandbox.run_many([(b"no text", ""), *[("import time; time.sleep(0.3)", "")] * 80], workers=2)
+    assert time.monotonic() - began < 8
+
+
+def test_processes_started_together_share_the_cores(monkeypatch) -> None:
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(48)))
+    found = {}
+    for ranks in ("", "1", "8", "100", "many"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        found[ranks] = module._cores()
+    assert found == {"": 48, "1": 48, "8": 8, "100": 1, "many": 48}
+
+
+# -- what several agents share -----------------------------------------------------------------------------------------------------------
+
+
+def user_of(sandbox) -> int:
+    return module.json.loads(sandbox._idle[0]._process.args[-1])["uid"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="programs of others have the user that runs the tests, in a user namespace that counts alone")
+def test_every_agent_of_the_machine_has_a_user_of_its_own(sandbox, monkeypatch) -> None:
+    monkeypatch.setattr(module.os, "urandom", lambda count: b"\7" * count)  # all begin their search at the same number
+    with Sandbox(timeout=1) as first:
+        script = "import sys; from tests.reinforcement import test_sandbox as t; t.module.os.urandom = lambda count: b'\7' * count\n"
+        script += "with t.Sandbox(timeout=1) as other:\n    print(t.user_of(other), flush=True)\n    sys.stdin.read()"
+        with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as rank:
+            assert rank.stdout is not None
+            second = int(rank.stdout.readline())
+            with Sandbox(timeout=1) as third:
+                users = [user_of(first), second, user_of(third)]
+            rank.communicate()
+    assert len(set(users)) == 3 and set(users) < set(module.FREE_USERS)
+    with Sandbox(timeout=1) as fourth:
+        assert user_of(fourth) == users[0]  # given back
+
+
+def test_programs_at_the_same_time_neither_count_nor_see_each_other(sandbox) -> None:
+    forks = "import os, time\nchildren = 0\nfor _ in range(40):\n    try:\n        child = os.fork()\n    except OSError:\n        break\n"
+    forks += "    if child == 0:\n        time.sleep(0.5)\n        os._exit(0)\n    children += 1\ntime.sleep(0.5)\nprint(children)"
+    kills = "import os, signal\nfor process in range(2, 3000):\n    if process != os.getpid():\n        try:\n"
+    kills += "            os.kill(process, signal.SIGKILL)\n        except OSError:\n            continue\n        print(process)"
+    with Sandbox(timeout=5) as three:
+        found = three.run_many([(forks, ""), (forks, ""), (kills, "")], workers=3)
+    assert [result.stdout for result in found] == ["15\n", "15\n", ""]
+
+
+# -- memory that no process shows ----------------------------------------------------------------------------------------------------------
+
+SOCKETS = """
+import os, socket, time
+held, children = [], {0}
+for _ in range(children):
+    if os.fork() == 0:
+        break
+for _ in range({1}):
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    try:
+        while True:
+            one.send(b"x" * 65536)
+    except BlockingIOError:
+        held += [one, other]
+time.sleep(0.5)
+"""
+PAGE_TABLES = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+for i in range({0}):  # one page in every GiB, never written, and a page of pages for each
+    libc.mmap(ctypes.c_void_p((1 << 44) + (i << 30)), ctypes.c_size_t(4096), 1, 0x8022, -1, 0)
+time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (SOCKETS.format(5, 28), "memory"),
+        (SOCKETS.format(0, 28), "ok"),
+        pytest.param(
+            PAGE_TABLES.format(24_000), "memory", marks=pytest.mark.skipif(os.uname().machine != "x86_64", reason="their numbers")
+        ),
+        (PAGE_TABLES.format(100), "ok"),
+    ],
+    ids=["sockets", "few sockets", "page tables", "few page tables"],
+)
+def test_buffers_and_page_tables_count(sandbox, code, status) -> None:
+    with Sandbox(timeout=5, memory_mb=128) as small:
+        result = small.run(code)
+    assert result.status == status, result
+
+
+def test_what_was_moved_to_disk_counts_and_what_files_can_give_again_does_not(monkeypatch) -> None:
+    status = (
+        "Name:\tx\nVmRSS:\t  900 kB\nRssAnon:\t  100 kB\nRssFile:\t  700 kB\nRssShmem:\t  20 kB\nVmPTE:\t   3 kB\nVmSwap:\t   4000 kB\n"
+    )
+    monkeypatch.setattr(agent, "open", lambda path, mode: io.BytesIO(status.encode()), raising=False)
+    assert agent._held_kb(7) == 100 + 20 + 3 + 4000
 
 
 SEARCHES = {
@@ -190,6 +316,102 @@ def test_a_forked_process_starts_agents_of_its_own(sandbox) -> None:
     assert sandbox.run("print(6)").stdout == "6\n"
 
 
+def test_a_fork_may_find_the_sandbox_in_use(sandbox) -> None:
+    """As a worker of a DataLoader does that is forked while a thread takes an agent."""
+    with Sandbox(timeout=2) as used:
+        with used._lock:
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if used.run("print(5)").stdout == "5\n" and user_of(used) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        agents = list(used._idle)
+        assert used.run("print(6)").stdout == "6\n" and used._idle == agents
+
+
+def processes_in(folder: Path) -> dict[int, str]:
+    """Processes whose command line names the folder: agents and all they forked."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder) in (process / "cmdline").read_text():
+                found[int(process.name)] = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+    return {process: state for process, state in found.items() if state != "Z"}
+
+
+def assert_all_end(folder: Path) -> None:
+    deadline = time.monotonic() + 15
+    while left := processes_in(folder):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def started(code: str, folder: Path) -> subprocess.Popen[str]:
+    """A script with a folder for its agents that nobody else has."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "sandbox.run('import time; time.sleep(30)')",
+        "sandbox.run_many([('import time; time.sleep(1)', '')] * 50, workers=3)",
+        "[Sandbox() for _ in range(500)]",
+        "Sandbox(timeout=60, backend='subprocess', allow_unisolated=True).run('import time; time.sleep(30)')",
+    ],
+    ids=["one", "many", "the start", "without isolation"],
+)
+def test_an_interrupted_run_leaves_nothing_behind(sandbox, tmp_path, call) -> None:
+    code = f"""
+    from counterpoise.reinforcement import Sandbox
+    sandbox = Sandbox(timeout=60)
+    print("begins", flush=True)
+    try:
+        {call}
+    except KeyboardInterrupt:
+        sandbox.close()
+        print("interrupted", flush=True)
+    """
+    with started(code, tmp_path) as script:
+        assert script.stdout is not None and script.stdout.readline() == "begins\n"
+        time.sleep(0.4)
+        assert processes_in(tmp_path)
+        script.send_signal(signal.SIGINT)
+        out, err = script.communicate(timeout=30)
+    assert (out, err, script.returncode) == ("interrupted\n", "", 0)
+    assert_all_end(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_agents_end_with_their_process_and_not_with_its_forks(sandbox, tmp_path) -> None:
+    code = """
+    import os, signal, time
+    from counterpoise.reinforcement import Sandbox
+    sandbox = Sandbox()
+    child = os.fork()
+    if child == 0:
+        os.close(1)
+        os.close(2)
+        time.sleep(20)
+        os._exit(0)
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with started(code, tmp_path) as script:
+        assert script.stdout is not None
+        child = int(script.stdout.readline())
+        script.wait()
+        try:
+            assert_all_end(tmp_path)
+            os.kill(child, 0)  # it lives
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_time_out_that_is_short_is_not_that_of_the_proof(sandbox) -> None:
     with Sandbox(timeout=0.001) as hasty:
         assert hasty.run("while True: pass").status == "timeout"
@@ -208,9 +430,9 @@ def test_the_limit_on_processes_is_the_one_asked_for(sandbox) -> None:
 # -- the filter of system calls, on machines that are not at hand --------------------------------------------------------------------------
 
 
-def answer_of(code: bytes, number: int, architecture: int, argument: int = 0, fourth: int = 0) -> int:
+def answer_of(code: bytes, number: int, architecture: int, *arguments: int) -> int:
     """What a kernel would do: classic BPF over number, architecture, instruction pointer and arguments."""
-    data = struct.pack("=IIQ6Q", number, architecture, 0, argument, 0, 0, fourth, 0, 0)
+    data = struct.pack("=IIQ6Q", number, architecture, 0, *(*arguments, 0, 0, 0, 0, 0, 0)[:6])
     steps, at, accumulator = [struct.unpack_from("=HBBI", code, place) for place in range(0, len(code), 8)], 0, 0
     while True:
         kind, if_true, if_false, k = steps[at]
@@ -230,16 +452,24 @@ def test_the_filter_refuses_what_it_lists_and_nothing_else(machine, network) -> 
     column, architecture = agent._MACHINES[machine]
     code = agent.filter_program(column, architecture, network)
     refused, unknown, allowed = 0x00050001, 0x00050026, 0x7FFF0000
-    named = {numbers[column] for numbers in agent._NUMBERS.values()}
-    socket, clone = agent._SOCKET[column], agent._CLONE[column]
+    listed = [*agent._NUMBERS.values(), *(() if network else agent._NETWORK.values())]
+    named = {numbers[column] for numbers in listed} | (set() if network else {agent._SOCKETPAIR[column]})  # whose first argument is 0 here
     for number in range(600):
-        expected = refused if number in named or (number == socket and not network) else unknown if number == 435 else allowed
+        expected = refused if number in named else unknown if number == 435 else allowed
         assert answer_of(code, number, architecture) == expected, number
-    assert answer_of(code, clone, architecture, 17) == allowed  # a fork
-    assert answer_of(code, clone, architecture, 0x10000000 | 17) == refused  # in a user namespace
-    # mmap: private or of a file, against shared, and shared with its flags checked, without one
-    flags = {0x02: allowed, 0x22: allowed, 0x01: allowed, 0x21: refused, 0x23: refused}
-    assert {fourth: answer_of(code, agent._MMAP[column], architecture, 0, fourth) for fourth in flags} == flags
+
+    def answers(numbers: tuple[int, int], *arguments: int) -> int:
+        return answer_of(code, numbers[column], architecture, *arguments)
+
+    assert answers(agent._CLONE, 17) == allowed  # a fork
+    assert answers(agent._CLONE, 0x10000000 | 17) == refused  # in a user namespace
+    assert answers(agent._SOCKETPAIR, 1) == allowed
+    assert (answers(agent._FCNTL, 3, 1031), answers(agent._FCNTL, 3, 1032), answers(agent._FCNTL, 1031, 1)) == (refused, allowed, allowed)
+    assert (answers(agent._SETRLIMIT, 4), answers(agent._SETRLIMIT, 3)) == (refused, allowed)
+    assert (answers(agent._PRLIMIT, 0, 4), answers(agent._PRLIMIT, 4, 3)) == (refused, allowed)
+    # mmap: private or of a file, against shared and huge, and shared with its flags checked, without one
+    flags = {0x02: allowed, 0x22: allowed, 0x01: allowed, 0x21: refused, 0x23: refused, 0x40022: refused, 0x40002: refused}
+    assert {flag: answers(agent._MMAP, 0, 0, 0, flag) for flag in flags} == flags
     assert answer_of(code, 0, architecture ^ 1) == 0x80000000  # numbers of another architecture: killed
     if machine == "x86_64":
         assert answer_of(code, 0x40000000 | 57, architecture) == refused

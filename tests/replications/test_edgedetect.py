@@ -107,6 +107,13 @@ def test_the_verdict_on_accuracy_follows_mean_and_interval() -> None:
     assert found([-0.05, -0.04, -0.06]) == "not replicated"
 
 
+def test_error_feedback_is_that_of_the_strategy(data_folder) -> None:
+    short = {"seed": 0, "rounds": 3, "rows": module.QUICK_ROWS, "folder": str(data_folder), "step": 2e-2}
+    here = module.train(module.FEEDBACK, module.NSL, **short)
+    flower = module.through_flower(bits=module.QUICK_BITS, insecure=True, error_feedback=True, **short)
+    assert here["weights"] == flower["weights"] != module.train(module.MEDIAN, module.NSL, **short)["weights"]
+
+
 def test_the_step_falls_as_in_the_strategy() -> None:
     from counterpoise.federated import EdgeDetectStrategy
 

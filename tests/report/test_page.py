@@ -292,5 +292,13 @@ def test_labels_of_the_thresholds_keep_apart_and_inside():
         assert not boxes["recall"].overlaps(boxes["0.5"]) and not boxes["balanced accuracy"].overlaps(boxes["0.5"])
 
 
+def test_tables_of_groups_scroll_in_a_box_of_their_own(page):
+    """Long names of crossed groups do not widen the page."""
+    tables = re.findall(r"<div ([^>]*)>\s*<table class=\"groups\">", page)
+    assert tables and page.count('class="groups"') == len(tables)
+    assert all('class="scroll roomy" tabindex="0" role="region" aria-label="Groups by ' in attributes for attributes in tables)
+    assert ".roomy { width: min(" in page and "100vw - 2.5rem)" in page
+
+
 def test_a_wide_table_says_that_it_goes_on(page):
     assert "scroll it sideways" in page and "overflow-x: auto" in page

@@ -107,7 +107,8 @@ def test_budgets_without_a_lowest_point_are_flagged() -> None:
 
 def test_one_budget_plans_by_the_surface_alone() -> None:
     one = sample_isoflop(SURFACES["chinchilla"], 1e20, n=20, width=30)
-    audit = audit_isoflop(one, resamples=4)
+    audit = audit_isoflop(one, resamples=20)
+    assert audit.summary().startswith("20 runs in one budget of 1e+20 FLOPs: ")
     assert audit.status == "weak" and np.isnan(audit.deadweight) and np.isnan(audit.drift)
     assert "they plan nothing" in audit.summary() and "curvature alone" in audit.summary()
     np.testing.assert_allclose(audit.surface_allocation.N, SURFACES["chinchilla"].optimal(1e20).N, rtol=1e-3)
@@ -147,6 +148,10 @@ def test_the_picture_shows_runs_fits_and_plans(noisy) -> None:
         ({}, {"loss": "note"}, r"column 'note': got 'x' in row 0; expected numbers > 0. Correct"),
         ({}, {"target": -1.0}, "target: got -1.0"),
         ({}, {"resamples": -1}, "resamples: got -1"),
+        ({}, {"resamples": 1}, "resamples: got 1; expected at least 20, or 0 for no intervals"),
+        ({}, {"resamples": 19}, "resamples: got 19; expected at least 20"),
+        ({}, {"seed": -1}, "seed: got -1; expected an integer >= 0"),
+        ({}, {"seed": 0.5}, "seed: got 0.5; expected an integer >= 0"),
         ({}, {"flops_factor": 0}, "flops_factor: got 0"),
     ],
 )
@@ -161,6 +166,21 @@ def test_bad_tables_are_refused(drifting: pl.DataFrame, change, options, message
 def test_constant_columns_go_by_their_names(drifting: pl.DataFrame) -> None:
     with pytest.raises(InputError, match=r"column 'N': got 1e\+07 in all runs"):
         audit_isoflop(drifting.with_columns(N=pl.lit(1e7)))
+    with pytest.raises(InputError, match=r"column 'L': got 2.5 in all 75 runs; expected losses that differ"):
+        audit_isoflop(drifting.with_columns(L=pl.lit(2.5)))
+
+
+@pytest.mark.parametrize("factor", [1e160, 1e-200])
+def test_compute_that_is_no_number_is_refused(drifting: pl.DataFrame, factor: float) -> None:
+    with pytest.raises(InputError, match=r"N and D: got .* in row 0; expected sizes and data whose product is a finite number"):
+        audit_isoflop(drifting.with_columns(pl.col("N", "D") * factor))
+
+
+def test_a_target_far_from_the_budgets_is_said_on_both_sides(drifting: pl.DataFrame) -> None:
+    said = {target: audit_isoflop(drifting, target=target, resamples=0).summary() for target in (1e15, 2e16, 1e19, 9e21, 1e22)}
+    assert "The target lies 2.0 decades below the smallest budget" in said[1e15]
+    assert "The target lies 1.0 decades beyond the largest budget" in said[1e22]
+    assert not any("The target lies" in said[target] for target in (2e16, 1e19, 9e21))
 
 
 # ---- real runs --------------------------------------------------------------------------------------------------------------------------

@@ -134,6 +134,8 @@ def test_one_budget_has_a_vertex_and_no_exponent() -> None:
         ({"L": [1.0, -2.0, 1.0]}, r"L: got -2 in row 1"),
         ({"L": ["a", "b", "c"]}, r"L: got a column of object"),
         ({"L": [1.0, 2.0]}, r"N, D, L, C: got lengths 3, 3, 2, 3; expected columns of one length"),
+        ({"D": [1e8, 1e9], "C": None}, r"N, D, L, C: got lengths 3, 2, 3, 3; expected columns of one length"),
+        ({"D": [1e308, 1e308, 1e308], "C": None}, r"N and D: got .* in row 0; expected sizes and data whose product is a finite number"),
         ({"N": [1e6, 1e6, 1e6]}, r"N: got fewer than 3 sizes in each of 1 budgets"),
         ({"C": [1e18, 1e19, 1e20]}, r"A larger tolerance joins budgets"),
         ({"N": [[1e6, 2e6, 3e6]]}, r"N: got an array of shape \(1, 3\)"),

@@ -102,6 +102,50 @@ def test_units_change_coefficients_only(noisy: pl.DataFrame) -> None:
     np.testing.assert_allclose(numbers(scaled) * [1, 1e6**scaled.alpha_, 1e9**scaled.beta_, 1, 1], numbers(raw), rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:y. the median loss")
+@pytest.mark.parametrize("target", ["linear", "log"])
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+@pytest.mark.parametrize("unit", [1e-100, 1e-8, 3.0, 1e8, 1e100])
+def test_the_unit_of_the_loss_changes_what_has_it_only(noisy: pl.DataFrame, loss: str, target: str, unit: float) -> None:
+    X, y = noisy.select("N", "D"), noisy["L"]
+    plain = ChinchillaRegressor(loss=loss, target=target).fit(X, y)
+    # Huber's delta has the unit of the losses, but none where it is of logarithms.
+    other = ChinchillaRegressor(loss=loss, target=target, delta=1e-3 * (unit if target == "linear" else 1)).fit(X, unit * y)
+    np.testing.assert_allclose(numbers(other), numbers(plain) * [unit, unit, unit, 1, 1], rtol=1e-9)
+    deviations = [np.sqrt(np.diag(model.cov_)) for model in (plain, other)]
+    np.testing.assert_allclose(deviations[1], deviations[0] * [unit, unit, unit, 1, 1], rtol=1e-9)
+    assert other.objective_ / (unit * unit if target == "linear" else 1) == pytest.approx(plain.objective_, rel=1e-9)
+    assert (other.status_, other.condition_) == (plain.status_, pytest.approx(plain.condition_, rel=1e-9))
+
+
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+def test_the_gradient_ends_at_nothing(noisy: pl.DataFrame, loss: str) -> None:
+    model = fit(noisy, loss=loss)
+    N, D, L = (noisy[name].to_numpy() for name in "NDL")
+    r = model.predict(noisy.select("N", "D")) - L
+    charged = r if loss == "squared" else np.clip(r, -1e-3, 1e-3)
+    size, data = N**-model.alpha_, D**-model.beta_
+    for column in (np.ones_like(N), size, data, size * np.log(N), data * np.log(D)):
+        assert abs(column @ charged) < 1e-12 * np.linalg.norm(column) * np.linalg.norm(charged)
+
+
+def test_many_runs_are_searched_from_some_of_them() -> None:
+    surface = SURFACES["asymmetric"]
+    runs = sample_isoflop(surface, BUDGETS, n=1200, noise=0.01, seed=1)
+    model = fit(runs)
+    few = fit(sample_isoflop(surface, BUDGETS, n=900, noise=0.01, seed=1))
+    np.testing.assert_allclose(numbers(model)[3:], numbers(few)[3:], rtol=0.02)
+    N, D, L = (runs[name].to_numpy() for name in "NDL")
+    for alpha, beta in np.array([model.alpha_, model.beta_]) * [[1.001, 1], [0.999, 1], [1, 1.001], [1, 0.999]]:
+        X = np.column_stack([np.ones_like(N), 1e3 * N**-alpha, 1e3 * D**-beta])
+        rest = L - X @ np.linalg.lstsq(X, L, rcond=None)[0]
+        assert rest @ rest / (2 * len(L)) > model.objective_
+    # Of one size but for a few runs: those may not be among them.
+    same = runs.with_columns(N=pl.when(pl.int_range(pl.len()) < 3).then(2e9).otherwise(1e9))
+    law = SeparableLaw(nonneg=False).fit(same.select("N", "D"), same["L"])
+    assert np.isfinite(law.objective_)
+
+
 def test_order_copies_and_types_of_columns(noisy: pl.DataFrame) -> None:
     first = numbers(fit(noisy))
     shuffled = noisy.sample(fraction=1.0, shuffle=True, seed=0)
@@ -214,6 +258,8 @@ def test_a_resample_without_a_law_is_counted() -> None:
     assert "failed" in repr(draws)
     empty = SurfaceDraws(SURFACES["chinchilla"], (), 5)
     assert np.isnan(empty.optimal(1e20).N_interval).all() and empty.to_frame().height == 0
+    alone = SurfaceDraws(SURFACES["chinchilla"], (SURFACES["chinchilla"],), 4)
+    assert np.isnan(alone.optimal(1e20).N_interval).all()  # and not an interval without width
 
 
 # ---- other laws -------------------------------------------------------------------------------------------------------------------------
@@ -373,8 +419,11 @@ def test_labels_of_a_bootstrap_are_one_per_run() -> None:
     model = ChinchillaRegressor().fit(GOOD[:, :2], GOOD[:, 2])
     with pytest.raises(InputError, match=r"by: got an array of shape \(3,\); expected one label for each of the 8 runs"):
         model.bootstrap(5, by=[1, 2, 3])
-    with pytest.raises(InputError, match="n: got 0"):
-        model.bootstrap(0)
+    for n in (0, 1):
+        with pytest.raises(InputError, match=f"n: got {n}; expected an integer >= 2"):
+            model.bootstrap(n)
+    with pytest.raises(InputError, match="seed: got -1; expected an integer >= 0"):
+        model.bootstrap(5, seed=-1)
     with pytest.raises(InputError, match="level: got 2"):
         model.bootstrap(2, by=np.arange(8)).optimal(1e20, level=2)
 

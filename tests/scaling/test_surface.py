@@ -132,6 +132,7 @@ def test_noise_is_of_its_seed() -> None:
         ({"width": 1.0}, r"width: got 1.0; expected a number > 1"),
         ({"noise": -1.0}, "noise: got -1.0"),
         ({"drift": np.inf}, "drift: got inf"),
+        ({"seed": -1}, "seed: got -1; expected an integer >= 0"),
     ],
 )
 def test_bad_designs_are_refused(arguments, message) -> None:

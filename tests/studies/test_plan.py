@@ -24,6 +24,20 @@ def binary(n: int = 240, positives: int = 60) -> Problem:
     return build_problem(numbers(n, positives), target="y")
 
 
+def line(n: int = 240) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 2))
+    return pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": np.exp(0.5 * x[:, 0]) + x[:, 1] + 0.1 * rng.normal(size=n)})
+
+
+class Told(Watcher):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, level: str, text: str) -> None:
+        self.notes.append(text)
+
+
 # -- protocol ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +180,7 @@ def shares(seconds: dict[str, float], budget: float, repeats: int = 5) -> tuple[
     )
     fitted = [entry for entry in entries if not entry.remedy.shares_scores]
     by_hash = {entry.arm.hash: seconds.get(entry.arm.name, seconds[entry.learner.name]) for entry in fitted}
-    kept, bought, shed, cost = budgeted(entries, by_hash, budget=budget, spent=0.0, folds=5, repeats=repeats, jobs=1)
+    kept, bought, shed, cost, _ = budgeted(entries, by_hash, budget=budget, spent=0.0, folds=5, repeats=repeats, jobs=1)
     assert cost == pytest.approx(5 * sum(by_hash[entry.arm.hash] for entry in kept if not entry.remedy.shares_scores))
     return {entry.arm.name for entry in kept if not entry.remedy.shares_scores}, bought, shed
 
@@ -186,6 +200,55 @@ def test_nets_go_first_then_linear_models_then_the_dearest_arms() -> None:
     assert kept == {"trees/nothing", "trees/weights"} and shed[-1] == "trees/smote" and repeats == 2
     kept, repeats, _ = shares(seconds, 1)
     assert kept == {"trees/nothing"} and repeats == 1
+
+
+def test_the_jackknife_is_paid_for() -> None:
+    """Arms that cost 5 seconds a repeat each: ten rounds cost as much as ten repeats."""
+    remedies = as_remedies(["weights", "over", "lds"], placebo=True)
+    entries, _ = entries_of(build_problem(line(), target="y"), [LEARNERS[name] for name in ("linear", "trees")], remedies)
+    seconds = {entry.arm.hash: 1.0 for entry in entries}
+    assert len(entries) == 10
+
+    def bought(budget: float, spent: float = 0.0) -> tuple[int, int, int]:
+        kept, repeats, _, cost, rounds = budgeted(entries, seconds, budget=budget, spent=spent, folds=5, repeats=5, jobs=1, jackknife=10)
+        assert cost == 5 * len(kept) and (len(kept) == 1 or cost * (repeats + rounds) <= budget - spent)
+        return len(kept), repeats, rounds
+
+    assert bought(750) == (10, 5, 10)  # 15 times 50 seconds
+    assert bought(749) == (10, 4, 10)
+    assert bought(600) == bought(650, spent=50) == (10, 2, 10)
+    assert bought(599) == (5, 5, 10)  # one learner less
+    # Instead of arms it is the jackknife that goes, and the learner comes back.
+    assert bought(300) == (5, 2, 10)
+    assert bought(299) == (10, 5, 0)
+    assert bought(99) == (5, 3, 0)
+    assert bought(1) == (1, 1, 0)
+
+
+def test_a_regression_keeps_to_its_budget(tmp_path: Path) -> None:
+    table = line()
+    call: dict[str, Any] = {"target": "y", "learners": "linear", "remedies": ["weights"], "folds": 2, "repeats": 5, "jobs": 1}
+    study = counterpoise.study(table, budget="1h", out=tmp_path / "long", trials=1, **call)
+    assert (study.plan.jackknife, study.plan.repeats) == (10, 5)
+    assert study.results.filter(pl.col("drop") >= 0).height == study.plan.jackknife * 2 * 3
+    assert all(np.isfinite(verdict.low) for verdict in study.verdicts("tails"))
+    told = Told()
+    short = counterpoise.study(table, budget=0.01, out=tmp_path / "short", watcher=told, **call)
+    assert any("does not reach for the interval of the rarest range" in text for text in told.notes)
+    assert (short.plan.jackknife, short.plan.repeats, short.plan.cells) == (0, 1, 2)
+    assert short.results.filter(pl.col("drop") >= 0).height == 0
+    opened = Study.open(tmp_path / "short")
+    assert opened.plan.jackknife == 0 and Study.open(tmp_path / "long").plan.jackknife == 10
+
+
+def test_an_arm_that_was_given_up_leaves_the_tails_of_the_others(tmp_path: Path) -> None:
+    """Weights for rare targets harm here, and are stopped after two repeats: the jackknife goes on without them."""
+    call: dict[str, Any] = {"remedies": ["weights"], "folds": 5, "repeats": 3, "trials": 1, "budget": "1h"}
+    study = small_study(line(), target="y", out=tmp_path, **call)
+    assert study._stopped() == {("linear", "weights"): "error"}
+    tails = {verdict.arm: verdict for verdict in study.verdicts("tails")}
+    assert np.isfinite([tails["placebo"].low, tails["placebo"].high]).all() and tails["placebo"].reason == ""
+    assert np.isnan(tails["weights"].low) and tails["weights"].reason == "stopped early, before the jackknife"
 
 
 def test_a_tiny_budget_keeps_the_baseline_and_is_remembered(tmp_path: Path) -> None:

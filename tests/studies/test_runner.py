@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
 import os
 import random
@@ -416,6 +418,77 @@ def test_own_handler_of_sigterm_is_left_alone(store: Store) -> None:
         signal.signal(signal.SIGTERM, before)
     assert caught == [signal.SIGTERM]
     assert store.states()["done"] == 30
+
+
+def ignoring(number: signal.Signals) -> None:
+    """Code that goes on after Ctrl-C, as skorch does."""
+    with contextlib.suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
+
+def in_a_destructor(number: signal.Signals) -> None:
+    """Python ignores what is raised there."""
+
+    class Object:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    Object()
+
+
+def in_a_callback_from_c(number: signal.Signals) -> None:
+    """And there: threadpoolctl has one around every cell."""
+    callback = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: os.kill(os.getpid(), number) or 0)
+    callback()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("lose", [ignoring, in_a_destructor, in_a_callback_from_c])
+def test_a_signal_that_code_ignores_is_not_lost(store: Store, lose: Callable[[signal.Signals], None], number: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    computed: list[CellId] = []
+
+    def work(cell: CellId) -> CellResult:
+        computed.append(cell)
+        if len(computed) == 4:
+            lose(number)
+        return result(cell)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(store, work)
+    states = store.states()
+    # The cell that was interrupted is no result: half a training looks like a whole one.
+    assert (len(computed), states["done"], states["run"], states["todo"]) == (4, 3, 0, 27)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    run_cells(store, work)
+    assert store.states()["done"] == 30
+
+
+def test_between_the_runs_of_a_study_signals_stop_it_as_well(store: Store) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), _runner.stopping() as outer:
+        run_cells(store, FakeWork())
+        assert signal.getsignal(signal.SIGTERM) is outer is signal.getsignal(signal.SIGINT)  # left as it was
+        ignoring(signal.SIGTERM)
+        run_cells(store, FakeWork())
+    assert store.states()["done"] == 30 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_without_effect_is_repeated(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long cell that ignored the first one does not have to end first."""
+    monkeypatch.setattr("counterpoise.studies._runner.RENEWAL", 0.2)
+
+    def work(cell: CellId) -> CellResult:
+        ignoring(signal.SIGTERM)
+        for _ in range(300):
+            time.sleep(0.1)
+        return result(cell)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(store, work)
+    assert time.monotonic() - start < 10 and store.states()["run"] == 0
 
 
 def test_full_disk_in_the_middle(store: Store, expected: pl.DataFrame) -> None:

@@ -359,6 +359,49 @@ def test_bad_options(options, message) -> None:
         merge(ZERO, [at(1, 0, 0, 0), at(0, 1, 0, 0)], **options)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("method", ["average", "arithmetic", "slerp", "multislerp", "ties", "fisher", "regmean"])
+def test_weights_that_are_not_finite_are_refused_by_name(method: str, value: float) -> None:
+    ones = {"layer.weight": torch.eye(4), "layer.bias": torch.ones(4)}
+    options = {"fisher": {"statistics": [ones, ones]}, "regmean": {"statistics": [{"layer.weight": torch.eye(4)}] * 2}}.get(method, {})
+    base, good, bad = ({"layer.weight": k * torch.eye(4), "layer.bias": torch.full((4,), float(k))} for k in (0, 1, 2))
+    bad["layer.bias"][2] = value
+    merge(base, [good, {name: 2 * tensor for name, tensor in good.items()}], method, **options)
+    # The Gram matrix of the two on arcs is of whole models: it names the model.
+    named = r"models\[1\]: got weights that are not finite" if "slerp" in method else r"models\[1\]: got layer\.bias with NaN or an inf"
+    with pytest.raises(InputError, match=named):
+        merge(base, [good, bad], method, **options)
+    if "slerp" not in method:
+        with pytest.raises(InputError, match=r"base: got layer\.bias with NaN or an infinite value; expected finite weights"):
+            merge(bad, [good, good], method, **options)
+
+
+def test_files_with_weights_that_are_not_finite_leave_nothing_behind(tmp_path) -> None:
+    save_file({"w": torch.tensor([1.0, math.nan])}, tmp_path / "bad.safetensors")
+    save_file({"w": torch.zeros(2)}, tmp_path / "base.safetensors")
+    with pytest.raises(InputError, match=r"models\[0\] \(.*bad\.safetensors\): got w with NaN"):
+        merge(tmp_path / "base.safetensors", [tmp_path / "bad.safetensors"], out=tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_large_weights_of_half_precision_are_finite() -> None:
+    base, tuned = {"w": torch.zeros(8, dtype=torch.float16)}, {"w": torch.full((8,), 6e4, dtype=torch.float16)}
+    assert merge(base, [tuned])["w"].tolist() == tuned["w"].tolist()  # though their sum is none in their type
+
+
+@pytest.mark.parametrize("method", ["average", "ties"])
+def test_a_mask_that_no_one_trained_stays(method: str) -> None:
+    class Masked(nn.Linear):
+        def __init__(self, value: float = -math.inf) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.tensor([[0.0, value], [0.0, 0.0]]))
+
+    base, tuned = Masked(), Masked()
+    assert torch.equal(merge(base, [tuned, tuned], method)["mask"], base.mask)
+    with pytest.raises(InputError, match=r"base: got mask with NaN or an infinite value"):
+        merge(base, [tuned, Masked(-1e9)], method)
+
+
 def test_bad_data() -> None:
     base, models = family(1)
     with pytest.raises(InputError, match=r"data\[0\]: got an empty loader"):

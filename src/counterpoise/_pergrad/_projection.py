@@ -19,6 +19,8 @@ from torch import Tensor
 
 __all__ = ["Projection", "with_lengths"]
 
+MOST = 2**22  # entries of a matrix of signs
+
 
 def with_lengths(S: Tensor, norms_sq: Tensor) -> Tensor:
     """Sketches (n, r) with the exact lengths of what they are sketches of, squared in ``norms_sq`` (n,)."""
@@ -34,6 +36,7 @@ class Projection:
         self.r = r
         self.seed = seed
         self._hashes: dict[tuple[str, int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._matrices: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
         self._entries: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
 
     def outer(self, name: str, a: Tensor, b: Tensor) -> Tensor:
@@ -53,6 +56,8 @@ class Projection:
 
     def dense(self, name: str, g: Tensor, rows: int) -> Tensor:
         """Sketch (n, r) of ``g`` (n, N), whose N entries are a matrix of ``rows`` rows."""
+        if self._by_products(g.device, g.shape[1] // rows):
+            return self._dense_by_products(name, g, rows)
         key = (name, g.device)
         if key not in self._entries:
             column, sign = self._hash(name + "/out", rows, g.device)
@@ -61,8 +66,31 @@ class Projection:
         column, sign = self._entries[key]
         return g.new_zeros(len(g), self.r).scatter_add_(1, column.expand_as(g), g * sign.to(g.dtype))
 
+    def _dense_by_products(self, name: str, g: Tensor, rows: int) -> Tensor:
+        """The same numbers: each row of the matrix is sketched by a product, and turned around by its own column."""
+        column, sign = self._hash(name + "/out", rows, g.device)
+        sketched = self._product(name + "/in", g.view(len(g), rows, -1))
+        before = (torch.arange(self.r, device=g.device) - column[:, None]) % self.r
+        return torch.einsum("nor,o->nr", sketched.gather(2, before.expand_as(sketched)), sign.to(g.dtype))
+
+    def _product(self, name: str, x: Tensor) -> Tensor:
+        """(..., r) of (..., d), by a matrix of signs (d, r)."""
+        key = (name, x.shape[-1], x.device, x.dtype)
+        if key not in self._matrices:
+            column, sign = self._hash(name, x.shape[-1], x.device)
+            matrix = x.new_zeros(len(column), self.r)
+            matrix[torch.arange(len(column), device=x.device), column] = sign.to(x.dtype)
+            self._matrices[key] = matrix
+        return x @ self._matrices[key]
+
+    def _by_products(self, device: torch.device, width: int) -> bool:
+        """A GPU adds to a few columns one entry after the other, and multiplies at once."""
+        return device.type != "cpu" and self.r <= width <= MOST // self.r
+
     def _sketched(self, name: str, x: Tensor) -> Tensor:
         """(n, T, r) of (n, T, d)"""
+        if self._by_products(x.device, x.shape[-1]):
+            return self._product(name, x)
         column, sign = self._hash(name, x.shape[-1], x.device)
         return x.new_zeros(*x.shape[:-1], self.r).scatter_add_(-1, column.expand_as(x), x * sign.to(x.dtype))
 

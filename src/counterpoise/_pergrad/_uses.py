@@ -19,7 +19,8 @@ __all__ = ["ConvolutionUse", "GivenRows", "GivenUse", "LocalUse", "LookupUse", "
 
 WIDE = 8  # places in a row of a convolution's output from which windows are copied
 GROUPED = 2**16  # entries of a weight up to which a convolution of groups is fast: it copies them once more
-CHUNK_BYTES = 4 * 2**20  # of gradients and patches held at once; what fits the cache is read twice for the price of once
+# Of gradients and patches held at once. On a CPU what fits the cache is read twice for the price of once; a GPU wants much to do at once.
+CHUNK_BYTES = {"cpu": 4 * 2**20, "other": 256 * 2**20}
 
 
 class Use:
@@ -33,21 +34,22 @@ class Use:
         raise NotImplementedError
 
     def hand_in(self, collector: Collector) -> None:
-        for rows in chunks(collector.n, self.row_bytes):
+        for rows in chunks(collector, self.row_bytes):
             for place, g in self.dense(rows).items():
                 collector.dense(place, g, rows)
 
 
-def chunks(n: int, row_bytes: int) -> Iterator[slice]:
-    """Slices of n rows of at most about CHUNK_BYTES, of equal length: a kernel that is made for one shape serves them all."""
-    pieces = max(1, -(-n // max(1, CHUNK_BYTES // max(1, row_bytes))))
+def chunks(collector: Collector, row_bytes: int) -> Iterator[slice]:
+    """Slices of the rows of at most about CHUNK_BYTES, of equal length: a kernel that is made for one shape serves them all."""
+    n, most = collector.n, CHUNK_BYTES["cpu" if collector.space.device.type == "cpu" else "other"]
+    pieces = max(1, -(-n // max(1, most // max(1, row_bytes))))
     size = max(1, -(-n // pieces))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def hand_in_together(uses: list[Use], collector: Collector) -> None:
     """Several uses of the same parameters (tied weights, a layer called twice): an example's gradient is the sum over the uses."""
-    for rows in chunks(collector.n, sum(use.row_bytes for use in uses)):
+    for rows in chunks(collector, sum(use.row_bytes for use in uses)):
         total: dict[int, Tensor] = {}
         for use in uses:
             for place, g in use.dense(rows).items():
@@ -85,12 +87,12 @@ class OuterUse(Use):
     def hand_in(self, collector: Collector) -> None:
         if self.weight is not None:
             if self.form:
-                for rows in chunks(collector.n, self.row_bytes):
+                for rows in chunks(collector, self.row_bytes):
                     collector.dense(self.weight, self._matrix(rows), rows)
             elif self.a.shape[1] == 1:
                 collector.outer(self.weight, self.a, self.b, slice(0, collector.n))
             else:
-                for rows in chunks(collector.n, self.row_bytes):
+                for rows in chunks(collector, self.row_bytes):
                     collector.outer(self.weight, self.a[rows], self.b[rows], rows)
         if self.bias is not None:
             collector.dense(self.bias, self.bias_of.sum(dim=1), slice(0, collector.n))
@@ -120,7 +122,7 @@ class ConvolutionUse(Use):
 
     def hand_in(self, collector: Collector) -> None:
         if self.weight is not None:
-            for rows in chunks(collector.n, self.row_bytes):
+            for rows in chunks(collector, self.row_bytes):
                 collector.dense(self.weight, self.matrix(self.a[rows], self.b[rows]), rows)
         if self.bias is not None:
             collector.dense(self.bias, self.b.flatten(2).sum(dim=2), slice(0, collector.n))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -151,6 +152,9 @@ def study(
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Start of every random stream.")] = 0,
     merge_rare: MergeRare = False,
     no_placebo: Annotated[bool, typer.Option("--no-placebo", help="Leave out the arm that should never help.")] = False,
+    learning_curve: Annotated[
+        bool, typer.Option("--learning-curve", help="Also fit on parts of the training rows, and say what more rows would bring.")
+    ] = False,
     accept_worse: Annotated[
         list[str] | None,
         typer.Option(
@@ -194,6 +198,7 @@ def study(
         "seed": seed,
         "merge_rare": merge_rare,
         "placebo": not no_placebo,
+        "learning_curve": learning_curve,
         "accept_worse": accept_worse or [],
         "reopen_holdout": reopen_holdout,
         "out": _options.default_folder(data) if out is None else out,
@@ -428,11 +433,18 @@ def scaling(
     if budget is not None:
         check_range("--budget", budget, low=0.0, open_low=True)
 
+    from counterpoise._errors import InputError
     from counterpoise.scaling import audit_isoflop
 
     from ._console import show_audit
 
-    audit = audit_isoflop(runs, size=size, data=data, loss=loss, target=budget)
+    try:
+        audit = audit_isoflop(runs, size=size, data=data, loss=loss, target=budget)
+    except InputError as error:
+        message = re.sub(r"^(size|data|loss): got ", r"--\1: got ", str(error))
+        for hint, own in (("Use --no-header (header=False)", "Add a line of names"), ("use --no-header", "add a line of names")):
+            message = message.replace(hint, own)
+        raise InputError(message) from error
     show_audit(audit)
     if out is not None:
         audit.plot().savefig(out)

@@ -80,6 +80,10 @@ class StudyLike(Interface):
         """One sentence for each column of groups."""
 
     @property
+    def learning_curves(self) -> Sequence[Any]:
+        """Each with ``.sentence()``: what more rows would bring."""
+
+    @property
     def provisional(self) -> Sequence[str]:
         """Learners whose verdicts are provisional."""
 
@@ -200,11 +204,13 @@ class ConsoleWatcher(Watcher):
         text = f"Plan: {len(plan.arms)} arms, {_count(plan.repeats, 'repeat')}"
         if plan.jackknife:
             text += f", then {plan.jackknife} rounds without a part of the rows for the interval of the rarest range"
+        if plan.parts:
+            text += f", learning curves from 1/{plan.parts[0]} of the training rows on"
         text += f", {_count(plan.cells, 'cell')}"
         if plan.trials > 1:
             text += f", {plan.trials} tuning trials in each"
         if plan.seconds_per_repeat is not None:
-            text += f", about {_duration(plan.seconds_per_repeat * plan.repeats)}"
+            text += f", about {_duration(plan.seconds_per_repeat * (plan.repeats + plan.jackknife))}"
         self._say(text + ".", "bold")
         if plan.smallest_difference is not None:
             self._say(_before_any_fit(plan))
@@ -259,6 +265,8 @@ class ConsoleWatcher(Watcher):
             self._say(line)
         if study.threshold_gain:
             self._say(study.threshold_gain)
+        for curve in study.learning_curves:
+            self._say(curve.sentence())
         if study.provisional:
             names = ", ".join(study.provisional)
             self._say(f"Provisional: verdicts of {names}. How often they claim falsely has not been counted yet.", "dim")

@@ -406,7 +406,25 @@ def _skorch_net(
     takes_weight = weighted and "weight" in inspect.signature(loss.forward).parameters
 
     class WeightedNet(NeuralNet):  # type: ignore[misc]
-        """Rows weighted in the loss; a batch is a dict with the rows' features and weights."""
+        """Rows weighted in the loss; a batch is a dict with the rows' features and weights.
+
+        Ctrl-C ends the program, and not the training alone, as in skorch: half a training is none.
+        """
+
+        interrupted = False
+
+        def fit_loop(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().fit_loop(*args, **kwargs)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                raise
+
+        def partial_fit(self, *args: Any, **kwargs: Any) -> Any:
+            super().partial_fit(*args, **kwargs)
+            if self.interrupted:
+                raise KeyboardInterrupt
+            return self
 
         def infer(self, x: Mapping[str, Tensor], **fit_params: Any) -> tuple[Tensor, Tensor]:
             return self.module_(x["X"].to(self.device)), x["weight"].to(self.device)

@@ -8,19 +8,22 @@ powers those of ``gmpy2``. :math:`r^n` does not depend on the votes: computed be
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from counterpoise._errors import bad_input, check_range
+from counterpoise._errors import InputError, StoreError, bad_input, check_range
 from counterpoise._extras import require
 
+from ._checkpoint import write_whole
 from ._codec import SlotCodec
 from ._powers import decrypted, random_powers
 
@@ -63,7 +66,8 @@ class PaillierAggregator:
     **What it protects against, and what not.** The server is honest but curious: it follows the protocol and looks at everything it gets.
     The holder of the private key is somebody else, a client or a third party, and the two do not collude: together they can decrypt single
     votes. Under these assumptions the server sees ciphertexts and the total; the key holder and the clients see the total. The total itself
-    is not hidden: with few clients it says much, with two of them each would learn the other's votes, so fewer than 3 are refused.
+    is not hidden: with few clients it says much. Everybody can subtract his own vote: of two clients each would learn the other's, so fewer
+    than 3 are refused, and of three each learns the sum of the other two. What a server that lies can do is in :class:`PaillierKeyHolder`.
     Ciphertexts can be changed without the key (that is how they are added): messages have to come over a channel that authenticates their
     sender, such as Flower's TLS with node keys. A client that does not keep to the protocol can put other numbers into its slots; totals
     that cannot be are found at decryption, totals that can be are not.
@@ -111,7 +115,7 @@ class PaillierAggregator:
     >>> clients = [PaillierAggregator(holder.public_key, codec, insecure=True) for _ in votes]
     >>> server = PaillierAggregator(holder.public_key, codec, insecure=True)
     >>> total = server.add([client.encrypt(own) for client, own in zip(clients, votes)])
-    >>> holder.decrypt(total)
+    >>> holder.decrypt(total, server_round=1)
     tensor([ 3, -1, -1], dtype=torch.int32)
     """
 
@@ -207,10 +211,16 @@ class PaillierAggregator:
 
 
 class PaillierKeyHolder:
-    """Has the private key, and decrypts totals of three clients or more, nothing else.
+    """Has the private key, and decrypts one total of each round, of three clients or more; nothing else.
 
-    It belongs to a client or a third party, not to the server (:class:`PaillierAggregator` says what is assumed of whom). In a round it
-    decrypts one total: two of them, with and without a client, would give that client's votes away.
+    It belongs to a client or a third party, not to the server (:class:`PaillierAggregator` says what is assumed of whom). Rounds have to
+    grow: the difference of two totals, with and without a client, would be that client's votes. A round is used up by a total that turns
+    out to be impossible, too.
+
+    **What it cannot see.** A ciphertext does not show how many clients are in it, nor from which round they are. That is the server's word:
+    a server that lies can send one client's ciphertexts as a total of three, or two totals of nearly the same votes as two rounds. The
+    counts of a total are at most the number of clients it is said to have, and that is all there is to check. Against such a server the
+    key would have to be shared among several holders (threshold decryption) and votes signed by their clients, which this is not.
 
     Parameters
     ----------
@@ -218,6 +228,9 @@ class PaillierKeyHolder:
         The same for all; ``modulus_bits`` is the size of a new key.
     private_key : phe.PaillierPrivateKey, optional
         Default: a new one, from the operating system's random numbers.
+    file : path, optional
+        Keeps the key and the last round (JSON, readable by this user alone). If the file exists, its key is used: with the same key over
+        several trainings, clients can be told its fingerprint once (``trusted_key`` of :func:`edgedetect_mod`).
     jobs : int, default 1
         Processes for the decryption (joblib).
     insecure : bool, default False
@@ -228,30 +241,39 @@ class PaillierKeyHolder:
     public_key : phe.PaillierPublicKey
         For everybody.
     fingerprint : str
-        Of key and packing.
+        Of key and packing. Clients compare it, over a channel that is not the server's.
+    last_round : int
+        The last one of which a total was decrypted, 0 before the first.
 
     Raises
     ------
     InputError
-        If the key is too short, or a total is of fewer than 3 clients or more than ``max_clients``, of another key or packing, malformed,
-        or of a round that was decrypted before.
+        If the key is too short, both a key and a file that exists are given, or a total is of fewer than 3 clients or more than
+        ``max_clients``, of another key or packing, malformed, impossible, or of a round that is not larger than the last.
+    StoreError
+        If the file holds no key, or cannot be written.
     TypeError
         If it is pickled: a private key does not travel by accident.
-
-    Notes
-    -----
-    How many clients are in a total is the server's word, which is part of "honest".
 
     Examples
     --------
     >>> holder = PaillierKeyHolder(SlotCodec(max_clients=5, modulus_bits=256), insecure=True)
-    >>> holder.public_key.n.bit_length()
-    256
+    >>> holder.public_key.n.bit_length(), len(holder.fingerprint), holder.last_round
+    (256, 32, 0)
     """
 
-    def __init__(self, codec: SlotCodec, private_key: Any = None, *, jobs: int = 1, insecure: bool = False) -> None:
+    def __init__(
+        self, codec: SlotCodec, private_key: Any = None, *, file: str | Path | None = None, jobs: int = 1, insecure: bool = False
+    ) -> None:
         paillier = _packages()
         check_range("jobs", jobs, low=1, integer=True)
+        self.last_round = 0
+        self._file = None if file is None else Path(file)
+        found = self._file is not None and self._file.exists()
+        if self._file is not None and found:
+            if private_key is not None:
+                bad_input("private_key", "a key", f"none, since {self._file} has one", "Move the file away for another key.")
+            private_key, self.last_round = _read_key(self._file)
         if private_key is None:
             check_key_size(1 << (codec.modulus_bits - 1), codec, insecure)  # before a key is searched for
             private_key = paillier.generate_paillier_keypair(n_length=codec.modulus_bits)[1]
@@ -260,41 +282,69 @@ class PaillierKeyHolder:
         self.jobs = jobs
         self.public_key = private_key.public_key
         self.fingerprint = fingerprint(self.public_key.n, codec)
-        self.last_round: int | None = None
         self._private_key = private_key
+        if not found:
+            self._keep()
 
-    def decrypt(self, total: EncryptedVotes, server_round: int | None = None) -> Tensor:
-        r""":math:`\sum_k s_k` for each coordinate, (d,), int32, in [-K, K].
-
-        With ``server_round``, which has to grow from call to call, it answers once in a round.
-        """
+    def decrypt(self, total: EncryptedVotes, server_round: int) -> Tensor:
+        r""":math:`\sum_k s_k` for each coordinate, (d,), int32, in [-K, K]; ``server_round`` has to grow from call to call."""
+        check_range("server_round", server_round, low=1, integer=True)
         if not isinstance(total.clients, int) or total.clients < FEWEST:
             bad_input("total", f"{total.clients} clients", f"at least {FEWEST}", "Of fewer, a total gives single votes away.")
         if total.clients > self.codec.max_clients:
             bad_input("total", f"{total.clients} clients", f"at most max_clients = {self.codec.max_clients}")
-        if server_round is not None and self.last_round is not None and server_round <= self.last_round:
+        if self._file is not None:  # which another process may have used
+            self.last_round = max(self.last_round, _read_key(self._file)[1])
+        if server_round <= self.last_round:
             bad_input(
                 "server_round", server_round, f"a round after {self.last_round}",
                 "One total of a round is decrypted: the difference of two would be single votes.",
             )  # fmt: skip
         numbers = ciphertexts_of(total, int(self.public_key.n), self.codec, self.fingerprint, "total")
-        if server_round is not None:
-            self.last_round = server_round
+        self.last_round = server_round
+        self._keep()  # before anything is known about the total: a process that is killed has used up its round
         key = int(self._private_key.p), int(self._private_key.q)
         blocks = _in_processes(decrypted, key, [numbers[share] for share in _shares(len(numbers), self.jobs)])
-        counts = self.codec.decode(blocks, total.d)
-        if bool((counts > total.clients).any()):
+        counts = self._counts(blocks, total)
+        if counts is None:  # neither where nor by how much: that would say something about votes
             bad_input(
                 "total", "a slot that counts more votes than clients", f"counts of at most {total.clients}",
-                "A client has put in more than its vote: the round cannot be used.",
+                "A client has put in more than its vote, and encryption hides which one: train without some of them to find it.",
             )  # fmt: skip
         return 2 * counts - total.clients
+
+    def _counts(self, blocks: list[int], total: EncryptedVotes) -> Tensor | None:
+        """Votes for +1, None if there cannot be as many."""
+        try:
+            counts = self.codec.decode(blocks, total.d)
+        except InputError:
+            return None
+        return None if bool((counts > total.clients).any()) else counts
+
+    def _keep(self) -> None:
+        if self._file is not None:
+            p, q = (f"{int(part):x}" for part in (self._private_key.p, self._private_key.q))
+            write_whole(self._file, json.dumps({"p": p, "q": q, "last_round": self.last_round}).encode(), private=True)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A PaillierKeyHolder is not pickled: its private key stays where it is.")
 
     def __repr__(self) -> str:
         return f"PaillierKeyHolder({self.codec}, key {self.fingerprint[:8]})"
+
+
+def key_of(p: int, q: int) -> Any:
+    """The private key of two primes."""
+    paillier = _packages()
+    return paillier.PaillierPrivateKey(paillier.PaillierPublicKey(p * q), p, q)
+
+
+def _read_key(file: Path) -> tuple[Any, int]:
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+        return key_of(int(kept["p"], 16), int(kept["q"], 16)), int(kept["last_round"])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise StoreError(f"{file} holds no key of a key holder ({type(error).__name__}); move it away for a new one.") from error
 
 
 def fingerprint(n: int, codec: SlotCodec) -> str:

@@ -35,7 +35,8 @@ class Instructions:
     """From the server: what to do, and the numbers of this round.
 
     ``token`` is new in every message, and comes back with the answer. ``modulus`` is empty while there is no key, and where votes are sent
-    in the clear.
+    in the clear. ``training`` names the training, whose rounds are counted from 1. With a total to decrypt, ``server_round`` is the number
+    that the key holder has to see grow.
     """
 
     stage: str
@@ -51,6 +52,8 @@ class Instructions:
     seed: int = 0
     d: int = 0
     clients: int = 0
+    training: str = ""
+    error_feedback: bool = False
 
     @property
     def codec(self) -> SlotCodec:

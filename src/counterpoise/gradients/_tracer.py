@@ -17,7 +17,7 @@ from counterpoise._pergrad import with_lengths
 __all__ = ["SKETCH_DIM", "Tracer"]
 
 SKETCH_DIM = 4096
-AT_ONCE = 2**18  # entries multiplied by their signs at once
+AT_ONCE = {"cpu": 2**18, "other": 2**23}  # entries multiplied by their signs at once
 EXACT = 2**16  # entries up to which rows are kept whole between steps
 
 
@@ -70,7 +70,8 @@ class Tracer:
         if head:
             sketch[:, at : at + head] += part[:, :head] * signs[:head]
         whole = head + (size - head) // self.dim * self.dim
-        step = max(AT_ONCE // (m * self.dim), 1) * self.dim
+        most = AT_ONCE["cpu" if part.device.type == "cpu" else "other"]
+        step = max(most // (m * self.dim), 1) * self.dim
         for first in range(head, whole, step):
             block = slice(first, min(first + step, whole))
             signed = part[:, block].to(sketch.dtype) * signs[block].to(sketch.dtype)

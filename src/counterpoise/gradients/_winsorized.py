@@ -66,7 +66,8 @@ class WinsorizedMean(Aggregator):
 
     Notes
     -----
-    Beyond the rows, working memory is a few MB whatever their number; with a dict of parameters, nothing of the size (m, n) is made.
+    Beyond the rows, working memory is a few MB (on a GPU about 100 MB) whatever their number; with a dict of parameters, nothing of the
+    size (m, n) is made.
 
     Examples
     --------

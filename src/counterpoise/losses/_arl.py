@@ -110,9 +110,9 @@ class ARLLoss(nn.Module):
     Raises
     ------
     InputError
-        If shapes differ, there are fewer than two modalities, the batch is empty, a class is not in 0..C-1 (nor ``ignore_index``), the
-        base loss is not reduced, or a parameter is out of its range. (Values are not looked at inside ``torch.compile``, in which a mask,
-        which picks rows, breaks the graph.)
+        If shapes differ, there are fewer than two modalities, the batch is empty, a prediction is not finite (where a modality is
+        there), a class is not in 0..C-1 (nor ``ignore_index``), the base loss is not reduced, or a parameter is out of its range. (Values
+        are not looked at inside ``torch.compile``, in which a mask, which picks rows, breaks the graph.)
 
     Examples
     --------
@@ -179,9 +179,22 @@ class ARLLoss(nn.Module):
         if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (len(fused), len(parts))):
             found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else mask
             bad_input("mask", found, f"a bool tensor ({len(fused)}, {len(parts)}): rows by modalities")
-        if torch.compiler.is_compiling() or not isinstance(self.base_loss, nn.CrossEntropyLoss) or target.is_floating_point():
-            return
+        if not torch.compiler.is_compiling():
+            self._check_values(fused, parts, target, mask)
+
+    def _check_values(self, fused: Tensor, parts: list[Tensor], target: Any, mask: Tensor | None) -> None:
+        wrong = [~torch.isfinite(x.detach()).reshape(len(x), -1).all(dim=1) for x in (fused, *parts)]
+        if mask is not None:  # what stands at a missing modality does not matter
+            wrong[1:] = [rows & there.to(rows.device) for rows, there in zip(wrong[1:], mask.unbind(dim=1), strict=True)]
+        known = fused.new_ones((), dtype=torch.bool)
         classes = fused.shape[1] if fused.ndim > 1 else len(fused)
-        known = ((target >= 0) & (target < classes)) | (target == self.base_loss.ignore_index)
-        if not bool(known.all()):
+        if isinstance(self.base_loss, nn.CrossEntropyLoss) and not target.is_floating_point():
+            known = ((target >= 0) & (target < classes)) | (target == self.base_loss.ignore_index)
+        # One wait for the device.
+        unknown, *strange = torch.stack([~known.all(), *(rows.any() for rows in wrong)]).tolist()
+        if unknown:
             bad_input("target", int(target[~known].flatten()[0]), f"classes 0..{classes - 1}, as the predictions have {classes} columns")
+        if any(strange):
+            m = strange.index(True)
+            found = f"values that are not finite in {int(wrong[m].sum())} rows"
+            bad_input("fused" if m == 0 else f"unimodal[{m - 1}]", found, "finite predictions", "Look at the learning rate and the data.")

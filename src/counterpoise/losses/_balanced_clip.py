@@ -77,7 +77,7 @@ class ClipState:
     low, high : Tensor
         Bounds of the ratio.
     share : Tensor
-        P / (P + Q) at these bounds, over all processes; NaN where all advantages are 0.
+        P / (P + Q) at these bounds, over all processes; NaN where neither side has anything there.
     steps : Tensor
         Steps from the start; 0 where the target was met there.
     clipped_low, clipped_high : Tensor
@@ -102,10 +102,16 @@ class Lattice:
 
     @classmethod
     def of(cls, name: str, value: Any) -> Lattice:
-        parts = tuple(value) if isinstance(value, (Sequence, Tensor)) and not isinstance(value, str) else ()
+        given = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor
+        parts = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+        if hasattr(value, "dtype") and value.dtype.itemsize < 8:
+            parts = [f"{part:.6g}" for part in parts if isinstance(part, float)]  # 0.6 and not 0.6000000238
         if len(parts) != 3:
             bad_input(name, value, "three numbers: start, maximum, step")
-        start, maximum, step = (float(part) for part in parts)
+        try:
+            start, maximum, step = map(float, parts)
+        except (TypeError, ValueError, RuntimeError):
+            bad_input(name, value, "three numbers: start, maximum, step")
         if not all(map(math.isfinite, (start, maximum, step))) or start > maximum or step < 0:
             bad_input(name, value, "finite start <= maximum, and step >= 0", "A step of 0 keeps the bound where it starts.")
         if step == 0 or start == maximum:
@@ -285,10 +291,17 @@ def refuse_values(tokens: float, strange: float, usable: bool, logp: Tensor, old
     if not tokens:
         bad_input("mask", "no token at all", "at least one token that counts", "Leave out an input that has none.")
     if not usable:
-        wrong = int(torch.isnan((logp - old_logp)[keep]).sum())
-        if wrong or bool(torch.isfinite(advantages[keep]).all()):  # all is well here: it is another process that has them
+        old, a = old_logp[keep].double(), advantages[keep].double()
+        if wrong := int(torch.isnan(logp[keep].double() - old).sum()):
             bad_input("logp - old_logp", f"NaN at {wrong} tokens", "log-probabilities of tokens that were drawn")
-        bad_input("advantages", "NaN or an infinite one", "finite advantages", "Where a group's spread is 0, add an epsilon to it.")
+        if wrong := int(torch.isinf(old.exp()).sum()):
+            bad_input("old_logp", f"{float(old.max()):.3g}, and no finite probability at {wrong} tokens", "log-probabilities, at most 0")
+        if not bool(torch.isfinite(a).all()):
+            bad_input("advantages", "NaN or an infinite one", "finite advantages", "Where a group's spread is 0, add an epsilon to it.")
+        largest = float(a.abs().max()) if len(a) else 0.0
+        if not math.isfinite(largest * len(a) * 2 * math.exp(LARGEST_LOG_RATIO)):
+            bad_input("advantages", f"{largest:.3g}, and a sum beyond all numbers", "finite sums", "Divide advantages by their spread.")
+        bad_input("logp - old_logp, advantages", "NaN or an infinite one in another process", "finite numbers in all processes")
 
 
 def _sums(search: ClipSearch, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
@@ -298,7 +311,8 @@ def _sums(search: ClipSearch, logp: Tensor, old_logp: Tensor, advantages: Tensor
     flat = all_reduce_sum(torch.cat([sums.reshape(-1), torch.count_nonzero(keep).double()[None], strange.double()[None]]))
     sums = flat[:-2].view_as(sums)
     if not torch.compiler.is_compiling():
-        tokens, beyond, usable = torch.cat([flat[-2:], torch.isfinite(sums).all().double()[None]]).tolist()
+        # P and Q are at most the sum of all.
+        tokens, beyond, usable = torch.cat([flat[-2:], torch.isfinite(sums.sum()).double()[None]]).tolist()
         refuse_values(tokens, beyond, bool(usable), logp, old_logp, advantages, keep)
     return sums
 
@@ -343,8 +357,9 @@ def balanced_bounds(
     low, high : float
         Bounds of the ratio, not epsilons.
     share : float
-        P / (P + Q) at these bounds, whatever the criterion; NaN where neither side has anything (all advantages are 0, or with
-        ``statistic="gradient"`` no token has a gradient): the bounds are then those of the start.
+        P / (P + Q) at these bounds, whatever the criterion; NaN where neither side has anything there. Where neither has anything at any
+        point of the lattice (all advantages are 0, or with ``statistic="gradient"`` no token has a gradient), the bounds are those of the
+        start.
 
     Raises
     ------
@@ -385,12 +400,15 @@ class BalancedClipLoss(nn.Module):
     target : float, default 0.4 (the paper)
         What the statistic must reach: a share in (0, 1), or a ratio > 0.
     low, high : (start, maximum, step), default (0.6, 0.9, 0.02) and (1.2, 3.0, 0.05) (the paper)
-        Bounds of the ratio: ``0 <= low < 1 < high``. The last step ends at the maximum, and a step of 0 keeps a bound where it starts.
+        Bounds of the ratio: ``0 <= low < 1 < high``. The last step ends at the maximum, and a step of 0 keeps a bound where it starts. A
+        list, an array or a tensor of three numbers will do.
     preset : {"paper", "reference"}, default "paper"
         What arguments are that are not given: those of the paper, or those of the authors' released code, which is another method:
         ``criterion="ratio", target=1.0, order="low_first", weight="none", low=(0.6, 0.8, 0.05), high=(1.2, 2.0, 0.05)``.
     criterion : {"share", "ratio"}
-        P / (P + Q), or P / Q: a ratio of 2/3 is a share of 0.4, 1 is 0.5, 0.5 is 1/3.
+        P / (P + Q), or P / Q: a ratio of 2/3 is a share of 0.4, 1 is 0.5, 0.5 is 1/3. As in the authors' code, "ratio" adds 1e-8 to a
+        Q > 0, in no unit: where weights are so small that P and Q are, too (``weight="rollout_prob"`` with probabilities of whole
+        sequences), no point of the lattice meets the target. "share" adds nothing.
     order : {"high_first", "low_first"}
         Which bound goes to its end before the other begins. With ``statistic="surrogate"`` the low bound cannot help (see the top of
         the module), so "low_first" always ends at the low bound's maximum unless the start will do.
@@ -417,8 +435,8 @@ class BalancedClipLoss(nn.Module):
     Raises
     ------
     InputError
-        If shapes differ, no token counts, a mask holds anything besides 0 and 1, log-probabilities are NaN, advantages not finite, or
-        an option is out of its range. (Values are not looked at inside ``torch.compile``.)
+        If shapes differ, no token counts, a mask holds anything besides 0 and 1, log-probabilities are NaN, advantages or their sums not
+        finite, or an option is out of its range. (Values are not looked at inside ``torch.compile``.)
 
     Notes
     -----

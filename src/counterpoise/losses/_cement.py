@@ -34,7 +34,8 @@ __all__ = ["CementLoss"]
 Adapt = Literal["linear", "constant", "fitted"] | Callable[[Tensor], Tensor]
 
 GRID = 101  # points in [0, 1] at which the fitted curve is kept
-BLOCK = 128  # rows of logits that are looked at in one go
+BLOCK = 128  # rows of logits that are looked at in one go, on a CPU
+AT_ONCE = 2**23  # logits elsewhere
 SAME = 8  # units of rounding by which an embedding may differ from its copy
 
 
@@ -357,8 +358,8 @@ class _LogSums(torch.autograd.Function):
         s.scatter_(1, torch.arange(first, first + len(x), device=s.device)[:, None], _least(s))
         if same is not None:
             s.masked_fill_(same, _least(s))
-        rows = torch.cat([block.logsumexp(dim=1) for block in torch.split(s, BLOCK)]) if len(s) else s.new_empty(0)
-        columns = torch.cat([block.logsumexp(dim=0) for block in torch.split(s, BLOCK, dim=1)])
+        rows = torch.cat([block.logsumexp(dim=1) for block in torch.split(s, _block(s))]) if len(s) else s.new_empty(0)
+        columns = torch.cat([block.logsumexp(dim=0) for block in torch.split(s, _block(s.T), dim=1)])
         ctx.save_for_backward(x, t, s, rows, columns)
         return rows, columns
 
@@ -367,13 +368,18 @@ class _LogSums(torch.autograd.Function):
     def backward(ctx: Any, by_rows: Tensor, by_columns: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, t, s, rows, columns = ctx.saved_tensors
         by_x, by_t = torch.empty_like(x), torch.zeros_like(t)
-        pieces = (torch.split(part, BLOCK) for part in (s, x, rows, by_rows, by_x))
+        pieces = (torch.split(part, _block(s)) for part in (s, x, rows, by_rows, by_x))
         for block, own, row, by_row, out in zip(*pieces, strict=True):
             by_s = (block - row[:, None]).exp_().mul_(by_row[:, None])
             by_s.addcmul_((block - columns).exp_(), by_columns)
             out.copy_(by_s @ t)
             by_t.addmm_(by_s.T, own)
         return by_x, by_t, None, None
+
+
+def _block(s: Tensor) -> int:
+    """Rows of logits that are looked at in one go."""
+    return BLOCK if s.device.type == "cpu" else max(BLOCK, AT_ONCE // max(s.shape[1], 1))
 
 
 def _unit(rows: Tensor) -> Tensor:

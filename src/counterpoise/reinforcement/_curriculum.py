@@ -8,6 +8,7 @@ at once, or for one hard tier alone, does as well. A trial of every candidate on
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ from counterpoise._stats import mean_interval
 from counterpoise.diagnostics._tier_signal import TIERS
 
 from ._outputs import code_of
-from ._sandbox import Sandbox
-from ._tiered_reward import run_tests
+from ._sandbox import IsolationError, Sandbox
+from ._tiered_reward import Verdict, run_tests
 from ._tiers import TieredSuite
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = ["CapabilityProbe", "Profile", "select_curriculum", "tier_by_difficult
 
 FloatArray = npt.NDArray[np.float64]
 
+LOST_MOST = 0.05  # share of runs
 FORWARD, HARD_FIRST, UNIFORM = "var_asce_normal", "var_asce_rev", "uni"
 
 
@@ -46,11 +48,14 @@ class Profile:
         95 % interval of that mean, from the spread over problems, within [0, 1]; of one problem, all of [0, 1].
     problems : tuple of 4 int
         Problems with tests of each tier.
+    lost : int
+        Tests of samples that are left out, since the sandbox went away under them: no evidence for or against the policy.
     """
 
     pass_rate: FloatArray
     ci: FloatArray
     problems: tuple[int, ...]
+    lost: int = 0
 
     def to_frame(self) -> pl.DataFrame:
         """One row per tier: ``tier, pass_rate, low, high, problems``."""
@@ -64,7 +69,8 @@ class Profile:
         parts = [
             f"{tier} {rate:.2f} ({low:.2f} to {high:.2f})" for tier, rate, (low, high) in zip(TIERS, self.pass_rate, self.ci, strict=True)
         ]
-        return "passes " + ", ".join(part for part, count in zip(parts, self.problems, strict=True) if count)
+        said = "passes " + ", ".join(part for part, count in zip(parts, self.problems, strict=True) if count)
+        return said + (f"; {self.lost} lost with their sandbox" if self.lost else "")
 
 
 class CapabilityProbe:
@@ -78,6 +84,17 @@ class CapabilityProbe:
         Where the programs run; by default one that is made for the probe.
     tolerance : float, default=0.0
         See :class:`TieredReward`.
+
+    Raises
+    ------
+    IsolationError
+        If more than one in twenty of the runs were lost with their sandbox.
+
+    Notes
+    -----
+    Identical samples count as often as they were drawn, and are run once. A program that runs out of time is run once more, alone, after
+    the others: what was a busy machine passes then, what loops fails. That costs the sandbox's ``timeout`` for each program and test that
+    does.
 
     Examples
     --------
@@ -110,24 +127,34 @@ class CapabilityProbe:
                         places.append((i, TIERS.index(test.tier)))
         if not wanted:
             bad_input("suites", "no test with a tier", "tests with tiers", "tier_by_difficulty finds them from pass rates.")
-        passed = self._passed(wanted)
+        verdicts = self._verdicts(wanted)
+        known = [verdict.status != "lost" for verdict in verdicts]
         counts, hits = np.zeros((len(read), len(TIERS))), np.zeros((len(read), len(TIERS)))
-        np.add.at(counts, tuple(np.transpose(places)), 1)
-        np.add.at(hits, tuple(np.transpose(places)), passed)
+        np.add.at(counts, tuple(np.transpose(places)), known)
+        np.add.at(hits, tuple(np.transpose(places)), [verdict.passed for verdict in verdicts])
         shares = np.where(counts > 0, hits / np.maximum(counts, 1), np.nan)
         found = [_mean(shares[counts[:, t] > 0, t]) for t in range(len(TIERS))]
         return Profile(
-            np.array([mean for mean, _ in found]), np.array([ci for _, ci in found]), tuple(int(n) for n in (counts > 0).sum(axis=0))
+            np.array([mean for mean, _ in found]),
+            np.array([ci for _, ci in found]),
+            tuple(int(n) for n in (counts > 0).sum(axis=0)),
+            known.count(False),
         )
 
-    def _passed(self, wanted: Sequence[tuple[str | None, str, str]]) -> list[bool]:
-        runnable = [(code, given, output) for code, given, output in wanted if code is not None]
-        if self.sandbox is not None:
-            results = iter(run_tests(self.sandbox, runnable, self.tolerance, None))
-        else:
-            with Sandbox() as sandbox:
-                results = iter(run_tests(sandbox, runnable, self.tolerance, None))
-        return [one[0] is not None and next(results).passed for one in wanted]
+    def _verdicts(self, wanted: Sequence[tuple[str | None, str, str]]) -> list[Verdict]:
+        different = list({(code, given, output): None for code, given, output in wanted if code is not None})
+        with contextlib.nullcontext(self.sandbox) if self.sandbox is not None else Sandbox() as sandbox:
+            verdicts = dict(zip(different, run_tests(sandbox, different, self.tolerance, None), strict=True))
+            slow = [test for test, verdict in verdicts.items() if verdict.status == "timeout"]
+            verdicts.update(zip(slow, run_tests(sandbox, slow, self.tolerance, 1), strict=True))
+        lost = sum(verdict.status == "lost" for verdict in verdicts.values())
+        if lost > LOST_MOST * len(different):
+            raise IsolationError(
+                f"The sandbox was lost under {lost} of {len(different)} runs, so they say nothing about the policy. Is the machine short "
+                "of memory? Sandbox(memory_mb=...) bounds what one program may take."
+            )
+        no_program = Verdict(False, "error")
+        return [no_program if code is None else verdicts[code, given, output] for code, given, output in wanted]
 
 
 def _mean(shares: FloatArray) -> tuple[float, tuple[float, float]]:

@@ -10,24 +10,31 @@ number of processes       RLIMIT_NPROC of an unprivileged user. It does *not* bi
                           mapped to root, so every start proves it on a harmless program and refuses if it does not hold
 files                     read-only system folders, the interpreter, and an empty scratch folder of 64 MB in memory
 network                   an empty network namespace, and no sockets
-memory, time              RLIMIT_AS per process, resident memory of all processes together; wall clock from outside, RLIMIT_CPU
+memory                    RLIMIT_AS per process; of all processes together, every 50 ms: pages (those in swap, too), page tables, and what
+                          their sockets may buffer. Calls that hold other memory of the kernel are refused, or bounded by a limit
+time                      wall clock from outside, RLIMIT_CPU
 output                    1 MB of stdout and 64 kB of stderr; a program that writes more is ended
 privileges, system calls  no capability, no_new_privs, a seccomp filter (x86-64 and ARM64), made here without a library
 ========================  ==================================================================================================
 
-Landlock and control groups are not used. A kernel with an unknown hole is not a wall either: for programs of an adversary, rather than of
-a model in training, put this into a virtual machine.
+Landlock and control groups are not used: a group that this process may make limits in is rare. What is not counted is small or bounded:
+pipes (64 kB each, 32 MB with 16 processes), the scratch folder, the kernel's notes on mappings and locks of files, and up to as much per
+process as the warm interpreter holds. A memory limit of the container bounds the rest; where memory runs short, the kernel ends programs
+first.
+
+A kernel with an unknown hole is not a wall either: for programs of an adversary, rather than of a model in training, put this into a
+virtual machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -36,7 +43,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,11 +147,11 @@ class Sandbox:
     timeout : float, default=5.0
         Seconds on the clock that one program may take.
     memory_mb : int, default=512
-        Address space of each process, and resident memory of all of them together.
+        Address space of each process, and memory of all of them together, looked at every 50 ms.
     processes : int, default=16
         Processes and threads that a program may have at once, itself included.
     network : bool, default=False
-        Leave the network of this machine open to the programs. Everything it reaches, they reach.
+        Leave the network of this machine open to the programs. Everything it reaches, they reach; buffers of their sockets are not counted.
     backend : {"auto", "bubblewrap", "unshare", "subprocess"}, default="auto"
         What builds the isolation: the tool bubblewrap where it is installed, else the system call. "auto" takes the first that proves
         itself. "subprocess" isolates nothing: limits on time, memory, files and output only.
@@ -165,7 +172,8 @@ class Sandbox:
     Notes
     -----
     Every start proves the isolation with that program: 0.1 to 0.3 seconds. Objects may be used from several threads, and copied to other
-    processes, which start agents of their own.
+    processes, which start agents of their own, as forks do. Each agent of a machine runs its programs in namespaces of its own, and as a
+    user of its own where it is root: ranks of one training neither share a limit nor reach each other's programs.
 
     Examples
     --------
@@ -194,11 +202,11 @@ class Sandbox:
         self._asked = {"backend": backend, "allow_unisolated": allow_unisolated}
         self._lock = threading.Lock()
         self._idle: list[_Agent] = []
-        self._owner = os.getpid()
         self._closed = False
-        self.backend = self._choose(backend, allow_unisolated)
+        _sandboxes.add(self)
         # Without a reference to this object: it shall not live for its own end.
-        self._finalizer = weakref.finalize(self, _close_all, self._idle, self._owner)
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
+        self.backend = self._choose(backend, allow_unisolated)
 
     # ---- what people call --------------------------------------------------------------------------------------------------------------
 
@@ -214,19 +222,28 @@ class Sandbox:
         return self._run(code, stdin, self.processes, self.timeout)
 
     def run_many(self, jobs: Iterable[tuple[str, str]], workers: int | None = None) -> list[RunResult]:
-        """Results of ``(code, stdin)`` pairs in their order, ``workers`` at a time; by default as many as this process has cores."""
+        """Results of ``(code, stdin)`` pairs in their order, ``workers`` at a time.
+
+        By default as many as this process has cores, and no more than its share of the machine's if it is one of several that were started
+        together (``LOCAL_WORLD_SIZE``, as torchrun sets it). Interrupted, it starts no other and waits for those that run.
+        """
         if workers is None:
-            workers = len(os.sched_getaffinity(0))
+            workers = _cores()
         check_range("workers", workers, low=1, integer=True)
         pairs = list(jobs)
         if workers == 1 or len(pairs) < 2:
             return [self.run(code, stdin) for code, stdin in pairs]
         with ThreadPoolExecutor(min(workers, len(pairs))) as pool:
-            return list(pool.map(lambda pair: self.run(*pair), pairs))
+            try:
+                return [job.result() for job in [pool.submit(self.run, *pair) for pair in pairs]]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def close(self) -> None:
         """End the agents; nothing can be run afterwards."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._finalizer()
 
     def __enter__(self) -> Sandbox:
@@ -299,7 +316,7 @@ class Sandbox:
         }
         broken = [words for words, open_ in walls.items() if open_]
         if broken:
-            _close_all(self._idle, self._owner)
+            _close_all(self._idle)
         return ", ".join(broken) or None
 
     # ---- running -----------------------------------------------------------------------------------------------------------------------
@@ -327,12 +344,6 @@ class Sandbox:
         with self._lock:
             if self._closed:
                 raise IsolationError("This sandbox was closed; make a new one.")
-            if self._owner != os.getpid():  # after a fork: the agents belong to the parent, and are not even to be closed here
-                _of_parents.append(self._idle)
-                self._idle = []
-                self._owner = os.getpid()
-                self._finalizer.detach()
-                self._finalizer = weakref.finalize(self, _close_all, self._idle, self._owner)
             while self._idle and not new:
                 agent = self._idle.pop()
                 if agent.alive():
@@ -347,16 +358,42 @@ class Sandbox:
                 return
         agent.close()
 
+    def _start_over(self) -> None:
+        """In a new fork: another thread of the parent may have held the lock, and the agents are the parent's."""
+        self._lock = threading.Lock()
+        self._idle.clear()
+
+
+def _cores() -> int:
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    share = (os.cpu_count() or 1) // max(1, int(ranks) if ranks.isdigit() else 1)
+    return max(1, min(len(os.sched_getaffinity(0)), share))
+
 
 def _again(timeout: float, memory_mb: int, processes: int, network: bool, backend: str, allow_unisolated: bool) -> Sandbox:
     return Sandbox(timeout, memory_mb, processes, network, backend, allow_unisolated=allow_unisolated)
 
 
-def _close_all(agents: list[_Agent], owner: int) -> None:
-    if owner != os.getpid():
-        return
+def _close_all(agents: list[_Agent]) -> None:
     while agents:
         agents.pop().close()
+
+
+def _after_fork() -> None:
+    """What a fork inherits stays its parent's: not ended from here, but not held open either, so that it ends with the parent."""
+    for agent in list(_agents):
+        agent.let_go()
+        _of_parents.append(agent)  # for ever: its end would wait for a process that is not a child of this one
+    _agents.clear()
+    for sandbox in list(_sandboxes):
+        sandbox._start_over()
+
+
+_sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+_agents: weakref.WeakSet[_Agent] = weakref.WeakSet()
+_of_parents: list[_Agent] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 # ---- one agent -------------------------------------------------------------------------------------------------------------------------
@@ -370,27 +407,38 @@ class _Agent:
 
     def __init__(self, backend: str, network: bool) -> None:
         isolated = backend != "subprocess"
+        self._reserved: socket.socket | None = None
         self._root = tempfile.mkdtemp(prefix="counterpoise-sandbox-")
-        config = {
-            "build": backend == "unshare", "isolated": isolated, "network": network, "root": self._root, "readonly": _readonly(),
-            "uid": _free_user() if os.geteuid() == 0 else os.geteuid(), "user_namespace": backend == "bubblewrap" and os.geteuid() != 0,
-        }  # fmt: skip
-        python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8"]
-        wrapped = _bubblewrap(network) if backend == "bubblewrap" else []
-        self._keep_root = not isolated
         with tempfile.TemporaryFile() as stderr:
-            self._process = subprocess.Popen(
-                [*wrapped, *python, str(AGENT), json.dumps(config)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={}, cwd="/", start_new_session=True, bufsize=0,
-            )  # fmt: skip
-            hello = self._receive(START_MOST)
-            if hello is None or "setup" in hello:
+            try:
+                user = os.geteuid()
+                if isolated and user == 0:
+                    user, self._reserved = _reserve_user()
+                config = {
+                    "build": backend == "unshare", "isolated": isolated, "network": network, "root": self._root, "readonly": _readonly(),
+                    "uid": user, "user_namespace": backend == "bubblewrap" and os.geteuid() != 0,
+                }  # fmt: skip
+                python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8"]
+                wrapped = _bubblewrap(network) if backend == "bubblewrap" else []
+                self._process = subprocess.Popen(
+                    [*wrapped, *python, str(AGENT), json.dumps(config)],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={}, cwd="/", start_new_session=True, bufsize=0,
+                )  # fmt: skip
+            except BaseException:
+                self._tidy()
+                raise
+            _agents.add(self)
+            try:
+                hello = self._receive(START_MOST)
+                if hello is None or "setup" in hello:
+                    stderr.seek(0)
+                    said = stderr.read().decode("utf-8", "replace").strip()[-200:]
+                    raise IsolationError(hello["setup"] if hello else said or "the agent did not start")
+                if isolated:  # it was a place to mount on, in a name space of its own
+                    os.rmdir(self._root)
+            except BaseException:
                 self.close()
-                stderr.seek(0)
-                said = stderr.read().decode("utf-8", "replace").strip()[-200:]
-                raise IsolationError(hello["setup"] if hello else said or "the agent did not start")
-        if not self._keep_root:  # it was a place to mount on, in a name space of its own
-            os.rmdir(self._root)
+                raise
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -411,12 +459,22 @@ class _Agent:
 
     def close(self) -> None:
         """Kills it; all processes inside end with it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        if self.alive():  # else its number may be another process's by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self.let_go()
         self._process.wait()
+        self._tidy()
+
+    def let_go(self) -> None:
+        """Closes this process's ends of the pipes. An agent whose pipes nobody holds ends."""
+        for held in (self._process.stdin, self._process.stdout, self._reserved):
+            if held is not None:
+                held.close()
+
+    def _tidy(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _receive(self, most: float) -> dict[str, Any] | None:
@@ -447,7 +505,8 @@ def _readonly() -> list[str]:
 
 
 def _bubblewrap(network: bool) -> list[str]:
-    """The agent keeps the privileges of its namespaces, to make a jail for each program; the programs have none."""
+    """The agent keeps the privileges of its namespaces, to make a jail for each program; the programs have none. No session of its own: it
+    has that of its agent, and is ended with that group."""
     command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
     command += [] if network else ["--unshare-net"]
     command += [] if os.geteuid() == 0 else ["--unshare-user"]
@@ -461,22 +520,27 @@ def _bubblewrap(network: bool) -> list[str]:
             command += ["--ro-bind", path, path]
     for name in ("null", "full", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        command += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
     command += ["--proc", "/proc", "--tmpfs", "/tmp", "--remount-ro", "/"]
-    return [shutil.which("bwrap") or "bwrap", *command[1:], "--cap-add", "ALL", "--new-session", "--"]
+    return [shutil.which("bwrap") or "bwrap", *command[1:], "--cap-add", "ALL", "--"]
 
 
-_offsets = itertools.count()
-_of_parents: list[list[_Agent]] = []
-
-
-def _free_user() -> int:
-    """A user number without a name: no file and no process but the program's own belongs to it."""
-    return next(number for number in _candidates() if not _is_known(number))
-
-
-def _candidates() -> Iterator[int]:
-    first = os.getpid() * 7 + next(_offsets)
-    return (FREE_USERS[(first + step) % len(FREE_USERS)] for step in range(len(FREE_USERS)))
+def _reserve_user() -> tuple[int, socket.socket]:
+    """A user number without a name that no other agent has - limits are counted per user, over all processes of the machine - and what
+    keeps it reserved: a socket bound to a name without a file, which the kernel gives to one process and takes back when that ends.
+    """
+    first = int.from_bytes(os.urandom(4), "little")  # containers on one machine do not see each other's sockets
+    for step in range(len(FREE_USERS)):
+        number = FREE_USERS[(first + step) % len(FREE_USERS)]
+        if not _is_known(number):
+            lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                lock.bind(f"\0counterpoise-sandbox-user-{number}")
+                return number, lock
+            except OSError:
+                lock.close()
+    raise IsolationError("no user number is free for programs")
 
 
 def _is_known(number: int) -> bool:

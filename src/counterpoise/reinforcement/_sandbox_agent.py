@@ -16,10 +16,12 @@ The expected output of a test never comes here: there is nothing to steal.
 
 from __future__ import annotations
 
+import _socket
 import atexit
 import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import json
 import linecache
@@ -43,7 +45,7 @@ Answer = dict[str, Any]
 MB = 1 << 20
 STDOUT_MOST, STDERR_MOST = MB, 64 * 1024  # bytes kept; a program that writes more is ended
 SCRATCH_MB, SCRATCH_FILES = 64, 4096
-OPEN_FILES = 64
+OPEN_FILES, SIGNALS_WAITING = 64, 128
 JAIL_MOST = 30.0  # seconds to make a jail
 TICK = 0.05  # seconds between two looks at the memory of all processes of a job together
 WARM = (
@@ -133,6 +135,8 @@ def _new_root(root: str, readonly: list[str]) -> None:
             _bind(path, root + path)
     for folder in ("/proc", "/tmp", "/dev"):
         os.makedirs(root + folder, exist_ok=True)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"{root}/dev/{name}")
     for name in ("null", "full", "random", "urandom"):  # zero: shared memory without a file
         os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
         _bind(f"/dev/{name}", f"{root}/dev/{name}")
@@ -166,8 +170,11 @@ def _mount_proc(target: str, options: str) -> None:
 
 def _write(path: str, text: str) -> None:
     try:
-        with open(path, "w") as file:
-            file.write(text)
+        file = os.open(path, os.O_WRONLY)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}") from error
 
@@ -215,14 +222,17 @@ def _program(config: dict[str, Any], job: Job, streams: tuple[int, int, int], re
         os.environ.update(HOME="/tmp", LANG="C.UTF-8", PATH="/usr/bin:/bin", TMPDIR="/tmp")
         os.umask(0o077)
         _limits(config, job)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if config["isolated"]:
             _drop_bounds()
             if not config["user_namespace"]:
+                for fd in (1, 2):  # so that /dev/stdout can be opened
+                    os.fchown(fd, config["uid"], config["uid"])
                 os.setgroups([])
                 os.setresgid(config["uid"], config["uid"], config["uid"])
                 os.setresuid(config["uid"], config["uid"], config["uid"])
             _drop_capabilities()
-            _filter_system_calls(config["network"])
+            _filter_system_calls(config["filter"])
         for number in (signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)
         os.write(3, b"+")
@@ -243,13 +253,19 @@ def _limits(config: dict[str, Any], job: Job) -> None:
         resource.RLIMIT_AS: job["memory_mb"] * MB,
         resource.RLIMIT_FSIZE: SCRATCH_MB * MB,
         resource.RLIMIT_NOFILE: OPEN_FILES,
-        resource.RLIMIT_CORE: 0,
+        # Not 0, which a core_pattern with a pipe ignores: it starts a handler on the host for every crash. 1 is what forbids that.
+        resource.RLIMIT_CORE: 1,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: SIGNALS_WAITING,  # and timers
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
     }
     if config["isolated"]:  # elsewhere all processes of this user would count
         wanted[resource.RLIMIT_NPROC] = processes
     for name, value in wanted.items():
+        most = resource.getrlimit(name)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
         resource.setrlimit(name, (value, value))
 
 
@@ -324,12 +340,16 @@ _NUMBERS = {
     "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
     "delete_module": (176, 106), "reboot": (169, 142), "swapon": (167, 224), "acct": (163, 89), "quotactl": (179, 60),
     "settimeofday": (164, 170), "clock_settime": (227, 112),
-    # Memory that no limit of a process counts.
+    # Memory that no limit of a process counts, or that the whole machine has little of.
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190),
-    "mq_open": (240, 180),
+    "mq_open": (240, 180), "splice": (275, 76), "tee": (276, 77), "io_setup": (206, 0),
+    "inotify_init": (253, 26), "inotify_init1": (294, 26),
 }  # fmt: skip
-_SOCKET, _CLONE, _CLONE3, _MMAP = (41, 198), (56, 220), 435, (9, 222)
-MAP_SHARED, MAP_ANONYMOUS = 1, 32
+# Refused without a network. What is left is a pair of connected sockets, whose buffers cannot be enlarged, and which cannot hold others.
+_NETWORK = {"socket": (41, 198), "setsockopt": (54, 208), "sendmsg": (46, 211), "sendmmsg": (307, 269)}
+_CLONE, _CLONE3, _MMAP, _FCNTL = (56, 220), 435, (9, 222), (72, 25)
+_SETRLIMIT, _PRLIMIT, _SOCKETPAIR = (160, 164), (302, 261), (53, 199)
+MAP_SHARED, MAP_ANONYMOUS, MAP_HUGETLB, F_SETPIPE_SZ, AF_UNIX = 1, 32, 0x40000, 1031, 1
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NEW_NAMESPACES = (
@@ -347,31 +367,45 @@ class _Filter(ctypes.Structure):
 
 
 def filter_program(column: int, architecture: int, network: bool) -> bytes:
-    """Classic BPF over ``struct seccomp_data``: number at byte 0, architecture at 4, first argument at 16, fourth at 40."""
+    """Classic BPF over ``struct seccomp_data``: number at byte 0, architecture at 4, first argument at 16, second at 24, fourth at 40."""
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     refuse, unknown = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
     steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, _KILL), (load, 0, 0, 0)]
     if column == 0:  # numbers of the x32 interface
         steps += [(at_least, 0, 1, 0x40000000), (answer, 0, 0, refuse)]
-    denied = [numbers[column] for numbers in _NUMBERS.values()] + ([] if network else [_SOCKET[column]])
-    for number in denied:
-        steps += [(equal, 0, 1, number), (answer, 0, 0, refuse)]
+    for numbers in [*_NUMBERS.values(), *(() if network else _NETWORK.values())]:
+        steps += [(equal, 0, 1, numbers[column]), (answer, 0, 0, refuse)]
     # clone3 hides its flags in memory, where a filter cannot look; the C library then takes clone.
     steps += [(equal, 0, 1, _CLONE3), (answer, 0, 0, unknown)]
-    steps += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_NAMESPACES), (answer, 0, 0, refuse)]
+    has, is_, is_not = (any_bit, 0, 1), (equal, 0, 1), (equal, 1, 0)
+    by_argument = [
+        (_CLONE, 16, has, _NEW_NAMESPACES),
+        (_FCNTL, 24, is_, F_SETPIPE_SZ),
+        (_SETRLIMIT, 16, is_, resource.RLIMIT_CORE),
+        (_PRLIMIT, 24, is_, resource.RLIMIT_CORE),
+        (_MMAP, 40, has, MAP_HUGETLB),  # pages that the machine has set aside, in nobody's resident memory
+        *([] if network else [(_SOCKETPAIR, 16, is_not, AF_UNIX)]),
+    ]
+    for numbers, place, test, value in by_argument:
+        steps += [(load, 0, 0, 0), (equal, 0, 3, numbers[column]), (load, 0, 0, place), (*test, value), (answer, 0, 0, refuse)]
     # Shared memory without a file stays when a process drops it from its resident memory, where it is counted.
     steps += [(load, 0, 0, 0), (equal, 0, 4, _MMAP[column]), (load, 0, 0, 40)]
     steps += [(any_bit, 0, 2, MAP_SHARED), (any_bit, 0, 1, MAP_ANONYMOUS), (answer, 0, 0, refuse)]
     return b"".join(struct.pack("=HBBI", *step) for step in [*steps, (answer, 0, 0, _ALLOW)])
 
 
-def _filter_system_calls(network: bool) -> None:
+def _compiled_filter(network: bool) -> _Filter | None:
     """Where the machine is unknown, there is no filter: the other layers stand without it."""
     machine = _machine()
     if machine is None:
-        return
+        return None
     code = filter_program(*machine, network)
-    program = _Filter(len(code) // 8, code)
+    return _Filter(len(code) // 8, code)
+
+
+def _filter_system_calls(program: _Filter | None) -> None:
+    if program is None:
+        return
     result = _prctl(PR_SET_SECCOMP, 2, ctypes.addressof(program))
     if result != 0 and ctypes.get_errno() != errno.EINVAL:  # EINVAL: a kernel without seccomp
         _call("seccomp", result)
@@ -385,9 +419,10 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
     out, to_out = os.pipe()
     err, to_err = os.pipe()
     began, to_began = os.pipe()
-    stdin = os.memfd_create("stdin")
+    stdin = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     _write_all(stdin, job["stdin"].encode("utf-8", "surrogateescape"))
     os.lseek(stdin, 0, os.SEEK_SET)
+    fcntl.fcntl(stdin, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     streams = (stdin, to_out, to_err)
     folder = "" if config["isolated"] else tempfile.mkdtemp(dir=config["root"])
     if config["isolated"]:
@@ -395,6 +430,8 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
     child = os.fork()
     if child == 0:
         os.close(control)
+        with contextlib.suppress(SetupError):  # where memory is short, the kernel ends a program before the training
+            _write("/proc/self/oom_score_adj", "1000")
         if config["isolated"]:
             jail(config, job, streams, to_began)
         os.chdir(folder)
@@ -406,7 +443,7 @@ def run(config: dict[str, Any], job: Job, control: int) -> Answer | None:
     most = {out: STDOUT_MOST, err: STDERR_MOST}
     started, ended, said = _wait_for_the_jail(began, control)
     if ended == "began":
-        ended = _watch(job, config["isolated"], gone, control, texts, most, started)
+        ended = _watch(job, config, gone, control, texts, most, started)
     if ended != "exited":
         _kill(config, child)
     _, status, usage = os.wait4(child, 0)
@@ -445,7 +482,9 @@ def _wait_for_the_jail(began: int, control: int) -> tuple[float, str, bytes]:
     return now, "began" if said == b"+" else "setup", said
 
 
-def _watch(job: Job, isolated: bool, gone: int, control: int, texts: dict[int, bytearray], most: dict[int, int], started: float) -> str:
+def _watch(
+    job: Job, config: dict[str, Any], gone: int, control: int, texts: dict[int, bytearray], most: dict[int, int], started: float
+) -> str:
     """Collects output until the program has ended, or has to be ended: "exited", "timeout", "output", "memory", "host gone"."""
     poll = select.poll()
     for fd in (*texts, gone):
@@ -458,7 +497,7 @@ def _watch(job: Job, isolated: bool, gone: int, control: int, texts: dict[int, b
             return "timeout"
         if now >= look:
             look = now + TICK
-            if isolated and _memory_mb() > job["memory_mb"]:
+            if config["isolated"] and _memory_mb(config["socket_kb"]) > job["memory_mb"]:
                 return "memory"
         for fd, _ in poll.poll(max(0.0, min(deadline, look) - now) * 1000 + 0.5):
             if fd == control:
@@ -474,29 +513,53 @@ def _watch(job: Job, isolated: bool, gone: int, control: int, texts: dict[int, b
                 poll.unregister(fd)
 
 
-def _memory_mb() -> float:
-    """Resident memory of all processes of the job beyond what they share with this one."""
-    pages = 0
-    others = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {1, os.getppid(), os.getpid()}
-    for process in others:
-        try:
-            pages += max(0, _resident(process) - _resident(os.getpid()))
-        except OSError:  # it has just ended
-            continue
-    return pages * resource.getpagesize() / MB
+def _memory_mb(socket_kb: float) -> float:
+    """Memory of all processes of the job beyond what they share with this one, with their page tables, and what their sockets may hold."""
+    own = _held_kb(os.getpid())
+    held = _sockets() * socket_kb if socket_kb else 0.0
+    for process in {int(name) for name in os.listdir("/proc") if name.isdigit()} - {1, os.getppid(), os.getpid()}:
+        with contextlib.suppress(OSError):  # it has just ended
+            held += max(0, _held_kb(process) - own)
+    return held / 1024
 
 
-def _check_memory_is_seen() -> None:
-    """Without /proc, the memory of all processes of a job together would be 0 whatever they hold."""
+def _held_kb(process: int) -> int:
+    """Pages of files aside, which the kernel can read again. Page tables: those of pages that lie far apart exceed the pages."""
+    fields = _status(f"/proc/{process}/status")
+    if b"RssAnon" not in fields:  # its first thread has ended; others may not have
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError):
+                fields |= _status(f"/proc/{process}/task/{thread}/status")
+    return sum(int(fields[name].split()[0]) for name in (b"RssAnon", b"RssShmem", b"VmSwap", b"VmPTE") if name in fields)
+
+
+def _status(path: str) -> dict[bytes, bytes]:
+    with open(path, "rb") as file:  # the name in it is the program's choice
+        return {name: value for name, _, value in (line.partition(b":") for line in file)}
+
+
+def _sockets() -> int:
+    """Sockets in this network namespace that anything is left of."""
+    with open("/proc/self/net/sockstat") as file:
+        return int(file.readline().split()[2])
+
+
+def _check_memory_is_seen(network: bool) -> float:
+    """Most kB that a socket may buffer: twice its limit, which the last message may exceed; 0 if sockets cannot be told from the host's.
+
+    Without /proc, the memory of all processes of a job together would be 0 whatever they hold.
+    """
     try:
-        _resident(os.getpid())
+        seen = _held_kb(os.getpid()) > 1024 and _sockets() >= 0  # an interpreter holds more than a MB
     except OSError as error:
         raise SetupError("/proc cannot be mounted here, so nobody could watch the memory of all processes together") from error
-
-
-def _resident(process: int) -> int:
-    with open(f"/proc/{process}/statm") as file:
-        return int(file.read().split()[1])
+    if not seen:
+        raise SetupError("/proc does not show here what memory processes hold")
+    if network:
+        return 0.0
+    one, other = _socket.socketpair()
+    with contextlib.closing(one), contextlib.closing(other):
+        return 2 * one.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) / 1024
 
 
 def _kill(config: dict[str, Any], child: int) -> None:
@@ -568,7 +631,8 @@ def main() -> None:
         if config["build"]:
             build(config)
         if config["isolated"]:
-            _check_memory_is_seen()
+            config["filter"] = _compiled_filter(config["network"])  # once: a run has no time for it
+            config["socket_kb"] = _check_memory_is_seen(config["network"])
     except (SetupError, OSError) as error:
         _send(answers, {"setup": str(error)})
         return

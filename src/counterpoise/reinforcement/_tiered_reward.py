@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from counterpoise._errors import bad_input, check_range
 
 from ._outputs import code_of, same_output
-from ._sandbox import Sandbox
+from ._sandbox import Sandbox, Status
 from ._tiers import TieredSuite, TierSchedule
 
 __all__ = ["TieredReward", "Verdict", "run_tests"]
@@ -164,17 +164,22 @@ class TieredReward:
 
 
 class Verdict(NamedTuple):
-    """Whether a program passed a test, and whether another run would say the same."""
+    """Whether a program passed a test, and how its run ended."""
 
     passed: bool
-    lasting: bool
+    status: Status
+
+    @property
+    def lasting(self) -> bool:
+        """Whether another run would say the same."""
+        return self.status not in ACCIDENTS
 
 
 def run_tests(sandbox: Sandbox, tests: Sequence[tuple[str, str, str]], tolerance: float, workers: int | None) -> list[Verdict]:
     """Verdict on each ``(code, input, output)``."""
     results = sandbox.run_many([(code, given) for code, given, _ in tests], workers) if tests else []
     return [
-        Verdict(result.ok and same_output(result.stdout, output, tolerance), result.status not in ACCIDENTS)
+        Verdict(result.ok and same_output(result.stdout, output, tolerance), result.status)
         for result, (_, _, output) in zip(results, tests, strict=True)
     ]
 

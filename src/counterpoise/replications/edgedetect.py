@@ -41,6 +41,7 @@ from ._work import Work, paired, rows_where
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 SLUG = "edgedetect"
 
@@ -276,15 +277,22 @@ def rate(step: float, server_round: int, rounds: int) -> float:
     return low + 0.5 * (step - low) * (1 + math.cos(math.pi * (server_round - 1) / max(rounds - 1, 1)))
 
 
-def signs_of(update: list[Array], threshold: str, seed: int, server_round: int, client: int) -> npt.NDArray[np.int8]:
-    """The votes of a client, layer by layer, with the ties that the Flower mod draws."""
+def signs_of(
+    update: list[Array], threshold: str, seed: int, server_round: int, client: int, residuals: dict[int, list[Tensor]] | None = None
+) -> npt.NDArray[np.int8]:
+    """The votes of a client, layer by layer, with the ties that the Flower mod draws; with error feedback if there are residuals."""
     import torch
 
+    from counterpoise.federated._feedback import vote_with_feedback
     from counterpoise.gradients import median_binarize
 
     ties = torch.Generator().manual_seed(seed_integer(seed, "ties", server_round, str(client)))
     parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in update]
-    return median_binarize(parts, threshold, generator=ties).numpy()  # type: ignore[arg-type]
+    if residuals is None:
+        return median_binarize(parts, threshold, generator=ties).numpy()  # type: ignore[arg-type]
+    before = residuals.get(client, [torch.zeros_like(part) for part in parts])
+    signs, residuals[client] = vote_with_feedback(parts, before, threshold, "random", ties)
+    return signs.numpy()
 
 
 def train(
@@ -323,11 +331,11 @@ def train(
 
 
 class Memory:
-    """What the server's momentum and the clients' error feedback keep from round to round."""
+    """What the server's momentum and the clients' error feedback (for which see the strategy) keep from round to round."""
 
     def __init__(self, d: int) -> None:
         self.velocity = np.zeros(d)
-        self.residual = np.zeros((CLIENTS, d), dtype=np.float32)
+        self.residuals: dict[int, list[Tensor]] = {}  # by client
 
 
 def server_step(
@@ -341,22 +349,16 @@ def server_step(
         moved = (w + mean).astype(np.float32)
         return moved
 
-    def votes_of(rows: Array, threshold: str) -> npt.NDArray[np.int8]:
-        return np.stack([signs_of(network.views(row), threshold, seed, at, client) for client, row in enumerate(rows)])
+    def votes_of(threshold: str, residuals: dict[int, list[Tensor]] | None = None) -> npt.NDArray[np.int8]:
+        return np.stack([signs_of(network.views(row), threshold, seed, at, client, residuals) for client, row in enumerate(updates)])
 
-    if arm == FEEDBACK:  # one scale per client makes the size of a step
-        updates = updates + memory.residual
-        votes, scales = votes_of(updates, "median"), np.abs(updates).mean(axis=1, keepdims=True)
-        memory.residual = updates - scales * votes
-        moved = (w + scales.mean() * votes.mean(axis=0)).astype(np.float32)
-        return moved
-    votes = votes_of(updates, "zero" if arm == ZERO else "median")
+    votes = votes_of("zero" if arm == ZERO else "median", memory.residuals if arm == FEEDBACK else None)
     momentum = 0.9 if arm == NESTEROV else 0.0
     vote = votes.sum(axis=0, dtype=np.int32).astype(np.float64) / CLIENTS
     memory.velocity = momentum * memory.velocity + vote
     told["cosine"].append(float(vote @ mean / (np.linalg.norm(vote) * np.linalg.norm(mean))))
     if arm == MEDIAN:
-        told["agreement"].append(float((votes == votes_of(updates, "zero")).mean()))
+        told["agreement"].append(float((votes == votes_of("zero")).mean()))
         told["median"].append(float((np.abs(np.median(updates, axis=1)) / np.abs(updates).mean(axis=1)).mean()))
     moved = (w.astype(np.float64) + lr * (vote + momentum * memory.velocity)).astype(np.float32)
     return moved
@@ -384,11 +386,13 @@ def packed_sum(clients: int, bits: int, coordinates: int, insecure: bool) -> dic
     holder = PaillierKeyHolder(codec, insecure=insecure)
     server = PaillierAggregator(holder.public_key, codec, insecure=insecure)
     votes = torch.from_numpy(generator(clients, SLUG, "votes").choice(np.array([-1, 1], dtype=np.int8), (clients, coordinates)))
-    total = holder.decrypt(server.add([server.encrypt(own) for own in votes]))
+    total = holder.decrypt(server.add([server.encrypt(own) for own in votes]), server_round=1)
     return {"differ": int((total != votes.sum(dim=0, dtype=torch.int32)).sum()), "slots": codec.slots, "slot bits": codec.bits}
 
 
-def through_flower(seed: int, rounds: int, bits: int, insecure: bool, rows: int | None, folder: str | None, step: float) -> dict[str, Any]:
+def through_flower(
+    seed: int, rounds: int, bits: int, insecure: bool, rows: int | None, folder: str | None, step: float, error_feedback: bool = False
+) -> dict[str, Any]:
     """The median vote on NSL-KDD with Flower's strategy and mod, encrypted: a digest of the weights, and what the server received."""
     from flwr.app import Array as FlowerArray
     from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -418,7 +422,7 @@ def through_flower(seed: int, rounds: int, bits: int, insecure: bool, rows: int 
         )
         return Message(RecordDict({"arrays": record(w)}), reply_to=msg)
 
-    strategy = EdgeDetectStrategy(CLIENTS, server_lr=step, seed=seed, modulus_bits=bits, insecure=insecure)
+    strategy = EdgeDetectStrategy(CLIENTS, server_lr=step, seed=seed, modulus_bits=bits, error_feedback=error_feedback, insecure=insecure)
     log = logging.getLogger("flwr")
     level = log.level
     log.setLevel(logging.ERROR)  # progress is told by the runner of replications
@@ -520,8 +524,8 @@ def _chosen_steps(work: Work, seeds: Sequence[int], common: Mapping[str, Any], q
 
 
 def _step_of(arm: str, data: str, seed: int, steps: Mapping[tuple[str, str, int], float]) -> float:
-    fixed = {UNTUNED: 4e-3, NESTEROV: 2e-2, FEDAVG: 0.0, POISONED_AVG: 0.0, FEEDBACK: 0.0}
-    return fixed[arm] if arm in fixed else steps[data, MEDIAN if arm == POISONED else arm, seed]
+    fixed = {UNTUNED: 4e-3, NESTEROV: 2e-2, FEDAVG: 0.0, POISONED_AVG: 0.0}
+    return fixed[arm] if arm in fixed else steps[data, MEDIAN if arm in (POISONED, FEEDBACK) else arm, seed]
 
 
 def _sizes(d: int) -> list[dict[str, Any]]:

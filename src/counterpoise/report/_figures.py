@@ -7,17 +7,18 @@ unique to the figure and the same on every run, and nothing refers to anything o
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _plots
 from ._format import digits_for, interval, number, percent, shorten, signed, words
 from ._plots import BAND, BLUE, GRAY, INK, MUTED, PAPER, RED, RULE, WIDTH, row_text
-from ._view import Alarms, Calibration, DiagnosisPart, Difference, QuestionPanel, ThresholdPanel
+from ._view import Alarms, Calibration, DiagnosisPart, Difference, Growth, QuestionPanel, ThresholdPanel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +85,12 @@ def sizes_differ(part: Calibration) -> bool:
     """Whether the bins hold so different numbers of rows that their marks can be told apart."""
     counts = np.concatenate([curve.count[np.isfinite(curve.predicted)] for curve in part.curves] or [np.ones(1)])
     return bool(counts.size and counts.max() > 1.2 * counts.min())
+
+
+def growth(part: Growth) -> str:
+    """The metric over the number of training rows, one color per learning curve, and where each would go with up to four times as many."""
+    with _plots.style():
+        return to_svg(_growth(part), "growth", "Learning curves", " ".join(line.sentence for line in part.lines))
 
 
 def shares(part: DiagnosisPart) -> str:
@@ -286,6 +293,41 @@ def _calibration(part: Calibration) -> Figure:
         ax.set_xlabel("predicted probability")
         if not i:
             ax.set_ylabel("observed share of positives")
+    return fig
+
+
+def _growth(part: Growth) -> Figure:
+    width, height, left, top, bottom = 470.0, 300.0, 76.0, 30.0, 54.0
+    fig = _plots.figure(WIDTH, height + top + bottom)
+    ax = _plots.axes(fig, left, bottom, width, height)
+    ax.spines["left"].set_visible(True)
+    ax.tick_params(length=3, pad=4)
+    ax.set_xscale("log", base=2)
+    looks = ((BLUE, "o"), (RED, "s"), (INK, "^"), (GRAY, "D"), (MUTED, "v"))
+    here = part.lines[0].rows[-1]
+    for line, (color, marker) in zip(part.lines, itertools.cycle(looks)):
+        seen = line.line_rows <= here
+        ahead = line.line_rows >= line.line_rows[seen][-1]
+        ax.plot(line.rows, line.values, marker, color=color, ms=7, mec=PAPER, mew=1, zorder=4)
+        if not line.goes_on:
+            ax.plot(line.rows, line.values, color=color, lw=1, ls=(0, (1, 2)), zorder=3)
+            continue
+        ax.fill_between(line.line_rows, line.low, line.high, color=color, alpha=0.12, lw=0, zorder=1)
+        ax.plot(line.line_rows[seen], line.line[seen], color=color, lw=2, zorder=3)
+        ax.plot(line.line_rows[ahead], line.line[ahead], color=color, lw=2, ls=(0, (4, 2)), zorder=3)
+    ax.axvline(here, color=MUTED, lw=1.2, ls=(0, (3, 3)), zorder=2)
+    ax.annotate("all rows", (here, 1), (0, 12), xycoords=ax.get_xaxis_transform(), textcoords="offset points", ha="center", color=MUTED)
+    ticks = np.unique(np.concatenate([part.lines[0].rows, here * np.array([2, 4])]))
+    ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.locator_params(axis="y", nbins=6, steps=[1, 2, 5, 10])
+    ax.set_xlabel("rows a model is fitted on")
+    ax.set_ylabel(words(part.metric))
+    low, high = ax.get_ylim()
+    ends = [(float((line.line if line.goes_on else line.values)[-1]) - low) / (high - low) for line in part.lines]
+    for y, line, (color, _) in zip(_spread(ends, 0.075), part.lines, itertools.cycle(looks)):
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center"}
+        ax.annotate(shorten(line.label, 24), (1, y), (10, 0), **place, color=color, weight="bold")
     return fig
 
 

@@ -35,6 +35,7 @@ def study_page(view: StudyView) -> str:
         alarms_figure=_figures.alarms(view.threshold.per_100_alarms) if view.threshold else "",
         calibration_figure=_figures.calibration(view.calibration) if view.calibration and view.calibration.curves else "",
         sizes_differ=view.calibration is not None and _figures.sizes_differ(view.calibration),
+        growth_figure=_figures.growth(view.growth) if view.growth else "",
         shares_figure=_figures.shares(view.diagnosis) if view.diagnosis else "",
         digits={panel.question: _format.digits_for(panel.rope) for panel in view.questions},
     )

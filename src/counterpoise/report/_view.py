@@ -19,6 +19,8 @@ __all__ = [
     "DiagnosisPart",
     "Difference",
     "Expectation",
+    "Growth",
+    "GrowthLine",
     "GroupRow",
     "GroupsTable",
     "HeadlineRow",
@@ -232,6 +234,30 @@ class RangesTable:
 
 
 @dataclass(frozen=True)
+class GrowthLine:
+    """A learning curve: measured ``values`` (K,) over ``rows`` (K,), and the law ``line`` with its limits over ``line_rows`` (T,), which
+    is not drawn where the values do not get better."""
+
+    label: str
+    rows: Array
+    values: Array
+    line_rows: Array
+    line: Array
+    low: Array
+    high: Array
+    goes_on: bool = True
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What more rows would bring."""
+
+    metric: str
+    lines: tuple[GrowthLine, ...]
+
+
+@dataclass(frozen=True)
 class Undecided:
     """A comparison this data cannot settle; ``times`` as many positives (rows, for regression) would."""
 
@@ -277,6 +303,7 @@ class StudyView:
     calibration: Calibration | None = None
     groups: tuple[GroupsTable, ...] = ()
     ranges: RangesTable | None = None
+    growth: Growth | None = None
     undecided: tuple[Undecided, ...] = ()
     papers: tuple[PaperRow, ...] = ()
     protocol: tuple[tuple[str, str], ...] = ()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from counterpoise._errors import bad_input, check_range, listing
 
-from ._parabola import TOLERANCE, ParabolaFit, fit_parabolas, group_budgets, positive_column
+from ._parabola import TOLERANCE, ParabolaFit, compute_of, fit_parabolas, group_budgets, positive_column
 from ._regressor import LEVEL, ChinchillaRegressor, draw_within, percentiles
 from ._surface import FLOPS_FACTOR, Allocation, FloatArray, Interval, LossSurface, percent
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["IsoFlopAudit", "audit_isoflop"]
 
 OUTLIER = 4.0  # robust standard deviations of a residual from which on a run is flagged
+FEWEST = 20  # resamples: with fewer, not one lies beyond each limit of a 90 % interval
 FAR = 1.0  # decades of compute beyond the runs from which on a plan is called an extrapolation
 NAN = float("nan")
 
@@ -104,8 +105,10 @@ class IsoFlopAudit:
     def summary(self) -> str:
         """What each method plans, how far apart they are, why, and what to know before believing either."""
         budgets, law = self.parabola.budgets, self.surface
+        first, last = f"{budgets[0]:.3g}", f"{budgets[-1]:.3g}"
+        span = f"{len(budgets)} budgets from {first} to {last}" if len(budgets) > 1 else f"one budget of {first}"
         lines = [
-            f"{len(self.N)} runs in {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs: "
+            f"{len(self.N)} runs in {span} FLOPs: "
             f"L = {law.E:.4g} + {law.A:.4g} N^-{law.alpha:.4f} + {law.B:.4g} D^-{law.beta:.4f} (least squares on the losses).",
             f"Fit of all runs. {self.surface_allocation.summary()}",
         ]
@@ -142,12 +145,11 @@ class IsoFlopAudit:
 
     def _cautions(self) -> list[str]:
         lines = []
-        top = self.parabola.budgets[-1]
-        beyond = float(np.log10(self.target / top))
-        if beyond >= FAR:
-            lines.append(
-                f"The target lies {beyond:.1f} decades beyond the largest budget: errors of exponents grow with every one of them."
-            )
+        least, most = self.parabola.budgets[[0, -1]]
+        above, below = float(np.log10(self.target / most)), float(np.log10(least / self.target))
+        if max(above, below) >= FAR:
+            where = f"{above:.1f} decades beyond the largest" if above > below else f"{below:.1f} decades below the smallest"
+            lines.append(f"The target lies {where} budget: errors of exponents grow with every one of them.")
         copies = len(self.N) - len(np.unique(np.column_stack([self.N, self.D, self.L]), axis=0))
         if copies:
             lines.append(
@@ -219,9 +221,9 @@ def audit_isoflop(
     tolerance : float, default 0.05
         Budgets whose log10 differ by no more from the next one are the same.
     resamples : int, default 200
-        Of runs within their budgets, for the intervals (arXiv:2603.22339); 0 gives none.
+        Of runs within their budgets, for the intervals (arXiv:2603.22339): at least 20, or 0 for none.
     seed : int, default 0
-        Of the resamples.
+        Of the resamples, >= 0.
 
     Returns
     -------
@@ -250,10 +252,15 @@ def audit_isoflop(
     check_range("flops_factor", flops_factor, low=0.0, open_low=True)
     check_range("tolerance", tolerance, low=0.0)
     check_range("resamples", resamples, low=0, integer=True)
+    if 0 < resamples < FEWEST:
+        bad_input("resamples", resamples, f"at least {FEWEST}, or 0 for no intervals")
+    check_range("seed", seed, low=0, integer=True)
     loaded = read_table(df)
     frame = loaded.frame if isinstance(loaded, Dataset) else loaded
     N, D, L = (_column(frame, role, name) for role, name in (("size", size), ("data", data), ("loss", loss)))
-    C = flops_factor * N * D if compute is None else _column(frame, "compute", compute)
+    if np.ptp(L) == 0:
+        bad_input(f"column {loss!r}", f"{L[0]:g} in all {len(L)} runs", "losses that differ", "There is no law to fit.")
+    C = compute_of(N, D, flops_factor) if compute is None else _column(frame, "compute", compute)
     budgets, budget_of = group_budgets(C, tolerance)
     if target is None:
         target = float(budgets[-1])

@@ -191,9 +191,11 @@ def isoflop_parabola(
     check_range("tolerance", tolerance, low=0.0)
     check_range("flops_factor", flops_factor, low=0.0, open_low=True)
     size, data, losses = (positive_column(name, values) for name, values in (("N", N), ("D", D), ("L", L)))
-    compute = flops_factor * size * data if C is None else positive_column("C", C)
-    if len({len(column) for column in (size, data, losses, compute)}) > 1:
-        bad_input("N, D, L, C", f"lengths {listing(map(len, (size, data, losses, compute)))}", "columns of one length")
+    given = None if C is None else positive_column("C", C)
+    lengths = [len(column) for column in (size, data, losses, size if given is None else given)]
+    if len(set(lengths)) > 1:
+        bad_input("N, D, L, C", f"lengths {listing(lengths)}", "columns of one length")
+    compute = compute_of(size, data, flops_factor) if given is None else given
     budgets, budget_of = group_budgets(compute, tolerance)
     fit = fit_parabolas(size, data, losses, budgets, budget_of)
     if np.isnan(fit.curvature).all():
@@ -262,6 +264,18 @@ def group_budgets(compute: FloatArray, tolerance: float) -> tuple[FloatArray, np
     budget_of = np.empty(len(compute), dtype=np.int64)
     budget_of[order] = codes
     return np.array([np.median(compute[budget_of == code]) for code in range(codes[-1] + 1)]), budget_of
+
+
+def compute_of(N: FloatArray, D: FloatArray, flops_factor: float) -> FloatArray:
+    """FLOPs of each run."""
+    with np.errstate(over="ignore", under="ignore"):
+        C = flops_factor * N * D
+    wrong = np.flatnonzero(~(np.isfinite(C) & (C > 0)))
+    if len(wrong):
+        row = wrong[0]
+        found = f"{N[row]:g} and {D[row]:g} in row {row}"
+        bad_input("N and D", found, "sizes and data whose product is a finite number > 0", "Look at their units.")
+    return np.asarray(C)
 
 
 def positive_column(name: str, values: Any) -> FloatArray:

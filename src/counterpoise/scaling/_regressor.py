@@ -229,7 +229,8 @@ class ChinchillaRegressor(SeparableLaw):
     target : {"linear", "log"}, default "linear"
         Residuals of the loss, or of its logarithm. On the same runs the four combinations give different exponents: say which one you used.
     delta : float, default 1e-3
-        Where Huber's loss goes on as a line, in units of the target (arXiv:2203.15556, D.2).
+        Where Huber's loss goes on as a line, in units of the target (arXiv:2203.15556, D.2): losses in another unit need another one,
+        their logarithms do not.
     grid : int, default 32
         Points of the first search per exponent (arXiv:2603.22339, section 5).
     exponent_bounds : (low, high), default (0.01, 0.99)
@@ -311,14 +312,15 @@ class ChinchillaRegressor(SeparableLaw):
         Parameters
         ----------
         n : int, default 200
-            Resamples (arXiv:2603.22339).
+            Resamples (arXiv:2603.22339), at least 2; limits of a 90 % interval lie within what was drawn from 20 on.
         by : array-like, shape (runs,), optional
             The budget of each run, or another label: runs are drawn within it, so that every budget keeps its number of runs.
         seed : int, default 0
-            Of the resamples.
+            Of the resamples, >= 0.
         """
         check_is_fitted(self)
-        check_range("n", n, low=1, integer=True)
+        check_range("n", n, low=2, integer=True)
+        check_range("seed", seed, low=0, integer=True)
         x, y = self._runs
         labels = np.zeros(len(y)) if by is None else _to_numpy("by", by)
         if labels.shape != y.shape:
@@ -367,7 +369,7 @@ class SurfaceDraws:
     failed: int
 
     def interval(self, value: Callable[[LossSurface], float], level: float = LEVEL) -> Interval:
-        """Percentile limits of a function of the surface; NaN without any draw."""
+        """Percentile limits of a function of the surface; NaN with fewer than two draws."""
         check_range("level", level, low=0.0, high=1.0, open_low=True)
         return percentiles([value(surface) for surface in self.surfaces], level)
 
@@ -393,9 +395,9 @@ class SurfaceDraws:
 
 
 def percentiles(values: npt.ArrayLike, level: float) -> Interval:
-    """Equal-tailed limits; NaN for no values."""
+    """Equal-tailed limits; NaN for fewer than two values, which have none."""
     array = np.asarray(values, dtype=np.float64)
-    if not len(array):
+    if len(array) < 2:
         return float("nan"), float("nan")
     low, high = np.quantile(array, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -423,7 +425,9 @@ def _covariance(problem: Problem, law: Law, center: FloatArray) -> FloatArray:
     used = np.r_[law.support, law.support[1:]]  # an exponent is known as far as its coefficient is not 0
     J = problem.jacobian(law.c, law.theta)[:, used]
     left = n - J.shape[1]
-    _, R = np.linalg.qr(J)
+    # In units of each number's effect: whether one can be told from the others does not depend on how it is measured.
+    size = np.abs(J).max(axis=0)
+    _, R = np.linalg.qr(J / size)
     if left <= 0 or np.abs(np.diag(R)).min() <= 1e-13 * np.abs(R).max():
         return cov
     r = problem.residual(law.c, law.theta)
@@ -432,7 +436,7 @@ def _covariance(problem: Problem, law: Law, center: FloatArray) -> FloatArray:
     else:
         psi, inside = np.clip(r, -problem.delta, problem.delta), float((np.abs(r) <= problem.delta).mean())
         variance = float(psi @ psi) / left / max(inside, 1 / n) ** 2
-    inverse = np.linalg.solve(R, np.eye(len(R)))
+    inverse = np.linalg.solve(R, np.eye(len(R))) / size[:, None]
     # d(c e^{theta m}) = e^{theta m} (dc + c m dtheta)
     change = np.eye(2 * K + 1)
     for k in range(K):

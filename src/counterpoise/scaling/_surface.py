@@ -239,6 +239,7 @@ def sample_isoflop(
     for name, value in (("offset", offset), ("drift", drift)):
         check_range(name, value)
     check_range("noise", noise, low=0.0)
+    check_range("seed", seed, low=0, integer=True)
     log_C = np.log10(C)
     along = (log_C - log_C[0]) / max(log_C[-1] - log_C[0], np.finfo(float).tiny)
     center = np.log10(surface.optimal_size(C)) + offset + drift * along

@@ -7,13 +7,15 @@ less its mean, :math:`X = [1, e^{-\theta_1 u_1}, \dots]`, a thin QR :math:`X = Q
 
 where J is Kaufman's Jacobian (1975). It goes to a trust-region method for least squares, which, unlike one for a sum of squares, does not
 stall where the sum is a rounding error. No normal equations are formed. Logarithms of y, and Huber's loss, are not linear in c; those fits
-start here and go on over c and the exponents together.
+start here and go on over c and the exponents together. Searches see y in units of its range, so that their tolerances mean the same in any
+unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -28,8 +30,10 @@ _CHUNK = 64_000  # most numbers of stacked designs held at once: they stay in th
 _TOLERANCE = 1e-15
 _REWEIGHTED = 8  # steps of reweighting that rank the points of the grid for Huber's loss
 _RANKED = 16  # points of that grid per exponent, at most
+_GRID_ROWS = 5_000  # that a grid looks at: it only says where the search begins
 _STARTS = 4  # lowest points of the grid from which Huber's loss is followed: it has several minima
 _NEAR_BOUND = 1e-6  # of the range of an exponent
+_SETTLING = 20  # most of Newton's steps at the end of a search
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +81,24 @@ class Law:
 
 def fit_law(problem: Problem, grid: int) -> Law:
     """The best fit: a coarse grid over the exponents, then a search from its lowest points."""
+    unit = float(np.ptp(problem.y)) or float(problem.y[0])
+    # Residuals of a logarithm, and where they are charged as a line, have no unit.
+    residual_unit = 1.0 if problem.log else unit
+    delta = None if problem.delta is None else problem.delta / residual_unit
+    law = _fit(replace(problem, y=problem.y / unit, delta=delta), grid)
+    return replace(law, c=law.c * unit, objective=law.objective * residual_unit * residual_unit)
+
+
+def _fit(problem: Problem, grid: int) -> Law:
     plain = problem.delta is None and not problem.log
     # What is charged for log y is, to first order, what is charged for y in units of y.
     weights = 1 / problem.y if problem.log else np.ones_like(problem.y)
-    thetas, objectives = grid_objectives(problem, weights, grid)
+    some, few_weights = problem, weights
+    if len(weights) > _GRID_ROWS:
+        rows = np.random.default_rng(0).choice(len(weights), _GRID_ROWS, replace=False)
+        if (np.ptp(problem.u[rows], axis=0) > 0).all():
+            some, few_weights = replace(problem, u=problem.u[rows], y=problem.y[rows]), weights[rows]
+    thetas, objectives = grid_objectives(some, few_weights, grid)
     start = thetas[int(np.argmin(objectives))]
     law = _projected(problem, start, weights)
     if plain:
@@ -91,7 +109,7 @@ def fit_law(problem: Problem, grid: int) -> Law:
         return law
     if np.abs(problem.residual(law.c, law.theta)).max() <= problem.delta:
         return law  # no residual is charged as a line
-    starts = [law, *_lowest(problem, weights, min(grid, _RANKED))]
+    starts = [law, *_lowest(some, few_weights, min(grid, _RANKED))]
     return min((_polished(problem, _joint(problem, one)) for one in starts), key=lambda one: one.objective)
 
 
@@ -265,7 +283,29 @@ def _search(residual: Any, jacobian: Any, start: FloatArray, bounds: tuple[float
     low, high = bounds
     inside = np.clip(start, low + 1e-3 * (high - low), high - 1e-3 * (high - low))
     found = least_squares(residual, inside, jacobian, bounds=bounds, xtol=_TOLERANCE, ftol=_TOLERANCE, gtol=_TOLERANCE, max_nfev=200)
-    return np.asarray(found.x)
+    return _settled(partial(_newton, residual, jacobian), found.x, low, high)
+
+
+def _newton(residual: Any, jacobian: Any, p: FloatArray) -> tuple[FloatArray, float]:
+    """The step of Gauss and Newton, and the size of the gradient, in units of each parameter's effect."""
+    r, J = residual(p), jacobian(p)
+    size = np.maximum(np.sqrt(np.einsum("nk,nk->k", J, J)), np.finfo(float).tiny)
+    J = J / size
+    return np.asarray(np.linalg.lstsq(J, -r, rcond=None)[0] / size), float(np.abs(J.T @ r).max())
+
+
+def _settled(step: Callable[[FloatArray], tuple[FloatArray, float]], p: FloatArray, low: Any, high: Any) -> FloatArray:
+    """Newton's steps as long as they shrink the gradient: values of a loss tell points apart to half of the digits only, its gradient to
+    nearly all of them."""
+    best, least = p, np.inf
+    for _ in range(_SETTLING):
+        if not ((p > low) & (p < high)).all():
+            break
+        change, gradient = step(p)
+        if not gradient < least:
+            break
+        best, least, p = p, gradient, p + change
+    return best
 
 
 def _back(R: FloatArray, z: FloatArray) -> FloatArray:
@@ -303,6 +343,8 @@ def _joint(problem: Problem, start: Law) -> Law:
     found = least_squares(
         residual, p, jacobian, (low, high), x_scale="jac", xtol=_TOLERANCE, ftol=_TOLERANCE, gtol=_TOLERANCE, max_nfev=300, **charge
     )
+    if problem.delta is None:
+        return _law(problem, _settled(partial(_newton, residual, jacobian), found.x, low, high))
     return _law(problem, found.x)
 
 
@@ -405,7 +447,14 @@ def _polished(problem: Problem, law: Law) -> Law:
         method="trust-exact",
         options={"gtol": 1e-10, "initial_trust_radius": delta, "maxiter": 300},
     )
-    return _law(problem, origin + scale * found.x) if found.fun < value(start) else law
+    lowest = found.x if found.fun < value(start) else start
+
+    def newton(q: FloatArray) -> tuple[FloatArray, float]:
+        g = gradient(q)
+        return np.asarray(np.linalg.lstsq(hessian(q), -g, rcond=None)[0]), np.inf if outside(*parts(q)[:2]) else float(np.abs(g).max())
+
+    settled = _settled(newton, lowest, -np.inf, np.inf)
+    return _law(problem, origin + scale * (settled if value(settled) <= value(lowest) * (1 + 1e-12) else lowest))
 
 
 def _charge(r: FloatArray, delta: float | None) -> FloatArray:
@@ -423,3 +472,15 @@ def projected_jacobian(problem: Problem, law: Law) -> FloatArray:
     Q, _ = np.linalg.qr(J[:, : K + 1])
     columns = J[:, K + 1 :]
     return np.asarray(columns - Q @ (Q.T @ columns))
+
+
+def curves(x: FloatArray, ys: FloatArray, bounds: tuple[float, float], grid: int) -> tuple[FloatArray, FloatArray]:
+    """Laws of one term with coefficients >= 0 for many y (D, n) over the same x (n,) at once, by a grid of exponents: coefficients (2, D)
+    of 1 and x ** -theta, and theta (D,)."""
+    thetas = np.linspace(*bounds, grid)
+    phi = np.exp(-thetas[:, None] * np.log(x))
+    columns = np.stack([np.ones_like(phi), phi])
+    D, n = ys.shape
+    c, squares = _best_on_face(np.tile(columns, (1, D, 1)), np.repeat(ys, grid, axis=0).reshape(D * grid, n), 0.0)
+    best = np.arange(D) * grid + squares.reshape(D, grid).argmin(axis=1)
+    return c[:, best], thetas[best % grid]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ._learners import Choice as Choice
     from ._learners import Learner as Learner
     from ._learners import Range as Range
+    from ._learning_curve import LearningCurve as LearningCurve
     from ._recommendation import Recommendation as Recommendation
     from ._remedies import Draw as Draw
     from ._remedies import FairPenaltyRemedy as FairPenaltyRemedy
@@ -34,6 +35,7 @@ __getattr__, __dir__, __all__ = attach(
         "FairPenaltyRemedy": "_remedies",
         "FittedModel": "_saving",
         "Learner": "_learners",
+        "LearningCurve": "_learning_curve",
         "Range": "_learners",
         "Recommendation": "_recommendation",
         "Remedy": "_remedies",

@@ -15,10 +15,11 @@ from counterpoise._errors import InputError, StoreError, bad_input, check_choice
 from ._diagnosis import diagnose_problem
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner, as_learner
+from ._learning_curve import FEWEST, FEWEST_ROWS, parts_of
 from ._plan import QUESTIONS, Entry, budgeted, entries_of, make_protocol
 from ._problem import Problem, build_problem
 from ._remedies import BASELINE, HALF, PLACEBO, Remedy, as_remedies
-from ._runner import run_cells
+from ._runner import run_cells, stopping
 from ._store import Store
 from ._study import Study
 from ._types import NO_DROP, Arm, CellId, Plan, Protocol, Watcher, as_tuple, installed_versions
@@ -63,6 +64,7 @@ def study(
     seed: int = 0,
     merge_rare: bool = False,
     placebo: bool = True,
+    learning_curve: bool = False,
     accept_worse: str | Sequence[str] = (),
     reopen_holdout: bool = False,
     out: str | Path | None = None,
@@ -100,6 +102,9 @@ def study(
         seed: of every random stream.
         merge_rare: join classes with fewer rows than folds.
         placebo: include the arm that should never help.
+        learning_curve: also fit each learner's baseline and the recommended arm on one of 2, 4, 8 and 16 parts of the training rows, as far
+            as 20 of the rarest class (50 rows of a regression) are left, and say what more rows would bring. Costs less than one more arm
+            per learner; a finished study can be asked for it later.
         accept_worse: questions on which a recommended remedy may do harm.
         reopen_holdout: look at the locked rows again for another recommendation; the report will always say so.
         out: folder of the study; None = a temporary one that goes with the returned object.
@@ -158,6 +163,7 @@ def study(
         refused,
         work=lambda arms, folder: CellWork(folder, protocol, arms),
         options={"accept_worse": worse, "budget": seconds},
+        parts=_parts(problem, protocol) if learning_curve else (),
         out=out,
         jobs=_jobs(jobs, engine),
         engine=engine,
@@ -168,6 +174,7 @@ def study(
     )
 
 
+@stopping()
 def launch(
     problem: Problem,
     protocol: Protocol,
@@ -182,6 +189,7 @@ def launch(
     command: str,
     engine: str = "local",
     budget: float | None = None,
+    parts: tuple[int, ...] = (),
     reopen_holdout: bool = False,
     finish: bool = True,
 ) -> Study:
@@ -220,7 +228,7 @@ def launch(
     store.add_arms([entry.arm for entry in entries])
     diagnosis = diagnose_problem(problem, seed=protocol.seed) if problem.p or problem.text is not None else None
     watcher.data(problem, diagnosis)
-    runner = _Runner(store, problem, protocol, entries, refused, compute, jobs, engine, watcher)
+    runner = _Runner(store, problem, protocol, entries, refused, compute, jobs, engine, watcher, parts)
     plan = runner.make_plan(budget)
     result = Study(
         store,
@@ -243,7 +251,7 @@ def launch(
 
 
 class _Runner:
-    """Runs the cells of a plan: repeat by repeat, then the jackknife."""
+    """Runs the cells of a plan: repeat by repeat, then the jackknife and the learning curves."""
 
     def __init__(
         self,
@@ -256,7 +264,9 @@ class _Runner:
         jobs: int,
         engine: str,
         watcher: Watcher,
+        parts: tuple[int, ...] = (),
     ) -> None:
+        self.parts = parts
         self.store, self.problem, self.protocol = store, problem, protocol
         self.entries, self.refused, self.work = list(entries), tuple(refused), work
         self.jobs, self.engine, self.watcher = jobs, engine, watcher
@@ -264,6 +274,7 @@ class _Runner:
     def make_plan(self, budget: float | None) -> Plan:
         """Decide once what is run; whoever joins later gets the same plan."""
         kept, repeats, shed, per_repeat = self.entries, self.protocol.repeats, [], None
+        jackknife = self.protocol.jackknife
         stored = self.store.get("plan")
         if stored is None and budget is not None:
             stored = self.store.setdefault("plan", self._within(budget))
@@ -271,8 +282,14 @@ class _Runner:
             names = set(stored["arms"])
             kept = [entry for entry in self.entries if entry.arm.hash in names]
             repeats, shed, per_repeat = stored["repeats"], stored["shed"], stored["seconds_per_repeat"]
+            jackknife = stored.get("jackknife", jackknife)
+            if jackknife < self.protocol.jackknife:
+                rounds = self.protocol.jackknife
+                text = f"the budget does not reach for the interval of the rarest range, whose {rounds} rounds cost as much as repeats"
+                self.watcher.note("note", text)
         fitted = sum(not entry.remedy.shares_scores for entry in kept)
-        cells = fitted * self.protocol.folds * (repeats + self.protocol.jackknife)
+        cells = fitted * self.protocol.folds * (repeats + jackknife)
+        cells += sum(entry.remedy is BASELINE for entry in kept) * self.protocol.folds * repeats * len(self.parts)
         counts = self.problem.counts if self.problem.task != "regression" else None
         detectable = None
         if counts is not None:
@@ -287,7 +304,8 @@ class _Runner:
             shed=tuple(shed),
             seconds_per_repeat=per_repeat,
             smallest_difference=detectable,
-            jackknife=self.protocol.jackknife,
+            jackknife=jackknife,
+            parts=self.parts,
         )
 
     def _within(self, budget: float) -> dict[str, Any]:
@@ -297,7 +315,10 @@ class _Runner:
         self._compute([CellId(NO_DROP, 0, 0, entry.arm.hash) for entry in fitted])
         cells = self.store.cells()
         seconds = dict(zip(cells["arm_hash"].to_list(), cells["seconds"].fill_null(0.0).to_list(), strict=True))
-        kept, repeats, shed, per_repeat = budgeted(
+        for entry in fitted:
+            if entry.remedy is BASELINE:  # its learning curve costs as much again for the rows that it is fitted on
+                seconds[entry.arm.hash] *= 1 + sum(1 / part for part in self.parts)
+        kept, repeats, shed, per_repeat, jackknife = budgeted(
             self.entries,
             seconds,
             budget=budget,
@@ -305,17 +326,19 @@ class _Runner:
             folds=self.protocol.folds,
             repeats=self.protocol.repeats,
             jobs=max(1, self.jobs),  # a cluster of unknown size counts as one worker
+            jackknife=self.protocol.jackknife,
         )
-        return {"arms": [entry.arm.hash for entry in kept], "repeats": repeats, "shed": shed, "seconds_per_repeat": per_repeat}
+        names = [entry.arm.hash for entry in kept]
+        return {"arms": names, "repeats": repeats, "shed": shed, "seconds_per_repeat": per_repeat, "jackknife": jackknife}
 
     def run(self, study: Study, *, stop_early: bool) -> None:
         fitted = [entry.arm.hash for entry in study._entries if not entry.remedy.shares_scores]
         folds = range(self.protocol.folds)
-        watcher = _Counting(self.watcher, len(fitted) * len(folds) * (study.plan.repeats + self.protocol.jackknife))
+        watcher = _Counting(self.watcher, study.plan.cells)
         dropped: set[str] = set()
 
-        def compute(repeat: int, drop: int) -> None:
-            cells = [CellId(drop, repeat, fold, arm) for fold in folds for arm in fitted if arm not in dropped]
+        def compute(repeat: int, drop: int, arms: Sequence[str] = fitted) -> None:
+            cells = [CellId(drop, repeat, fold, arm) for fold in folds for arm in arms if arm not in dropped]
             self._compute(cells, watcher)
             watcher.before += len(cells)
             study._forget()
@@ -331,8 +354,13 @@ class _Runner:
                 if not study._more_repeats_help():
                     self.store.event("note", f"stopped after repeat {repeat + 1}: one more would not narrow the intervals")
                     break
-        for group in range(self.protocol.jackknife):
+        for group in range(study.plan.jackknife):
             compute(0, group)
+        if self.parts:
+            curves = [entry.arm.hash for entry in study._curve_entries()]
+            for part in self.parts:
+                for repeat in range(study.repeats_done):
+                    compute(repeat, -part, curves)
 
     def _compute(self, cells: Sequence[CellId], watcher: Watcher | None = None) -> None:
         chosen = frozenset(cells)
@@ -352,6 +380,17 @@ class _Counting(Watcher):
 
     def note(self, level: str, text: str) -> None:
         self._inner.note(level, text)
+
+
+def _parts(problem: Problem, protocol: Protocol) -> tuple[int, ...]:
+    """The parts of a learning curve, which needs two of them at least."""
+    if protocol.split == "time":
+        raise InputError("learning_curve: training rows of a study in time order grow from fold to fold. Leave it out, or leave out time=.")
+    parts = parts_of(problem, protocol)
+    if len(parts) < 2:
+        needed = f"{FEWEST_ROWS} rows" if problem.task == "regression" else f"{FEWEST} rows of the rarest class"
+        raise InputError(f"learning_curve: too few rows; expected {needed} in a quarter of the training rows. Leave it out.")
+    return parts
 
 
 def _refuse_other_options(store: Store, options: Mapping[str, Any], out: Any) -> None:

@@ -87,6 +87,7 @@ def study_view(study: Study) -> view.StudyView:
         calibration=_calibration(study, learner, arm) if binary else None,
         groups=tuple(_groups(study, learner, arm)),
         ranges=_ranges(study, learner, arm) if study.problem.task == "regression" else None,
+        growth=_growth(study),
         undecided=tuple(_undecided(study, verdicts)),
         papers=tuple(_papers(study)),
         protocol=tuple(_protocol(study)),
@@ -316,6 +317,22 @@ def _ranges(study: Study, learner: str, arm: str) -> view.RangesTable:
             )
         )
     return view.RangesTable(tuple(parts), unit=study.problem.schema.target)
+
+
+def _growth(study: Study) -> view.Growth | None:
+    curves = study.learning_curves
+    if not curves:
+        return None
+    lines = [
+        view.GrowthLine(
+            label=curve.learner if curve.arm == BASELINE.name else f"{curve.learner}, {curve.arm}",
+            **{name: getattr(curve, name) for name in ("rows", "values", "line_rows", "line", "low", "high")},
+            goes_on=curve.exponent > 0,
+            sentence=curve.sentence(),
+        )
+        for curve in curves
+    ]
+    return view.Growth(curves[0].metric, tuple(lines))
 
 
 def _undecided(study: Study, verdicts: Mapping[str, Sequence[Verdict]]) -> list[view.Undecided]:

@@ -175,11 +175,21 @@ def entries_of(problem: Problem, learners: Sequence[Learner], remedies: Sequence
 
 
 def budgeted(
-    entries: Sequence[Entry], seconds: Mapping[str, float], *, budget: float, spent: float, folds: int, repeats: int, jobs: int
-) -> tuple[list[Entry], int, list[str], float]:
-    """What a budget buys: (arms kept, repeats, names of what was shed, seconds per repeat), from the measured seconds of one cell per arm.
+    entries: Sequence[Entry],
+    seconds: Mapping[str, float],
+    *,
+    budget: float,
+    spent: float,
+    folds: int,
+    repeats: int,
+    jobs: int,
+    jackknife: int = 0,
+) -> tuple[list[Entry], int, list[str], float, int]:
+    """What a budget buys: (arms kept, repeats, names of what was shed, seconds per repeat, jackknife rounds), from the measured seconds of
+    one cell per arm.
 
-    At least two repeats: first whole learners go (mlp, then linear, as long as another is left), then the most expensive arms; baselines
+    At least two repeats and the jackknife, whose rounds cost what a repeat does. First whole learners go (mlp, then linear, as long as
+    another is left); instead of arms the jackknife goes, and learners that went for it come back; then the most expensive arms. Baselines
     stay.
     """
     kept = list(entries)
@@ -189,13 +199,15 @@ def budgeted(
         return sum(seconds.get(entry.arm.hash, 0.0) for entry in which) * folds / jobs
 
     def affordable(which: Collection[Entry]) -> bool:
-        return 2 * per_repeat(which) <= budget - spent
+        return (2 + jackknife) * per_repeat(which) <= budget - spent
 
     for learner in ("mlp", "linear"):
         if not affordable(kept) and len({entry.learner.name for entry in kept if entry.learner.name != "forest"} - {learner}) >= 1:
             gone = [entry for entry in kept if entry.learner.name == learner]
             shed += [entry.arm.name for entry in gone]
             kept = [entry for entry in kept if entry.learner.name != learner]
+    if jackknife and not affordable(kept):
+        return budgeted(entries, seconds, budget=budget, spent=spent, folds=folds, repeats=repeats, jobs=jobs)
     while not affordable(kept):
         removable = [entry for entry in kept if entry.remedy.name != "nothing" and not entry.remedy.shares_scores]
         if not removable:
@@ -204,5 +216,5 @@ def budgeted(
         kept.remove(dearest)
         shed.append(dearest.arm.name)
     cost = per_repeat(kept)
-    bought = int((budget - spent) / cost) if cost > 0 else repeats
-    return kept, max(1, min(repeats, bought)), shed, cost
+    bought = int((budget - spent) / cost) - jackknife if cost > 0 else repeats
+    return kept, max(1, min(repeats, bought)), shed, cost, jackknife

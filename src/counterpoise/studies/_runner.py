@@ -35,7 +35,7 @@ from counterpoise._extras import require
 from ._store import Select, Store, this_owner
 from ._types import CellId, CellResult, Watcher
 
-__all__ = ["run_cells"]
+__all__ = ["run_cells", "stopping"]
 
 ENGINES = ("local", "ray", "dask")
 RENEWAL = 20.0  # seconds between two renewals of the leases, a third of a lease
@@ -54,13 +54,14 @@ def run_cells(
     cloudpickle, and files it reads must be visible to the workers; one local job runs in this process.
     An exception in ``work`` is kept as the cell's error and the study goes on; a :class:`CounterpoiseError`, or an exception with a true
     attribute ``deterministic``, is not tried again. Ctrl-C and SIGTERM stop the workers, give the claimed cells back and raise
-    :class:`KeyboardInterrupt`. :class:`StoreError` if the store cannot be written any more.
+    :class:`KeyboardInterrupt`, also where the code they interrupt goes on as if nothing had happened. :class:`StoreError` if the store
+    cannot be written any more.
     """
     check_choice("engine", engine, ENGINES)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or (jobs < 1 and jobs != -1):
         bad_input("jobs", jobs, "a number of workers >= 1, or -1 for one per CPU")
-    with _termination_interrupts(), _backend(engine, jobs) as crashes:
-        _Run(store, work, effective_n_jobs(jobs), engine, crashes, watcher or Watcher(), select).until_finished()
+    with stopping() as stop, _backend(engine, jobs) as crashes:
+        _Run(store, work, effective_n_jobs(jobs), engine, crashes, watcher or Watcher(), select, stop).until_finished()
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ class _Run:
         crashes: tuple[type[BaseException], ...],
         watcher: Watcher,
         select: Select | None,
+        stop: _Stop,
     ) -> None:
         self.store, self.work, self.jobs, self.engine = store, work, jobs, engine
-        self.crashes, self.watcher, self.select = crashes, watcher, select
+        self.crashes, self.watcher, self.select, self.stop = crashes, watcher, select, stop
         self.owner = this_owner()
         self.arms = {arm.hash: arm for arm in store.arms()}
         self.done = self.total = 0
@@ -97,8 +99,9 @@ class _Run:
         self.watcher.cell(self.done, self.total, None)
         pause = SHORTEST_PAUSE
         try:
-            with _renewing(self.store, self.owner):
+            with _renewing(self.store, self.owner, self.stop):
                 while True:
+                    self.stop.check()
                     if self.run_suspects() + self.run_together():
                         pause = SHORTEST_PAUSE
                     elif self.count_open():
@@ -160,6 +163,7 @@ class _Run:
                     yield from workers(delayed(_compute)(self.pickled, cell) for cell in wave)
 
     def record(self, cell: CellId, outcome: CellResult | _Failure) -> int:
+        self.stop.check()  # what was interrupted and went on is no result
         arm = self.arms.get(cell.arm)
         if isinstance(outcome, _Failure):
             finished = self.store.fail(cell, self.owner, outcome.text, final=outcome.final)
@@ -283,14 +287,16 @@ def _settle_in(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _renewing(store: Store, owner: str) -> Iterator[None]:
-    """Renew the leases of ``owner`` from a thread, since a cell may take longer than a lease."""
+def _renewing(store: Store, owner: str, stop: _Stop) -> Iterator[None]:
+    """Renew the leases of ``owner`` from a thread, since a cell may take longer than a lease; a signal that had no effect is repeated."""
     finished = threading.Event()
 
     def renew() -> None:
         while not finished.wait(RENEWAL):
             with contextlib.suppress(StoreError):  # the next result runs into the same error and reports it
                 store.renew(owner)
+            if stop.number is not None and not finished.is_set():
+                os.kill(os.getpid(), stop.number)
 
     thread = threading.Thread(target=renew, name="counterpoise-lease", daemon=True)
     thread.start()
@@ -301,21 +307,41 @@ def _renewing(store: Store, owner: str) -> Iterator[None]:
         thread.join()
 
 
-@contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, unless the program has its own answer to it."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+class _Stop:
+    """Answers SIGTERM and Ctrl-C: with KeyboardInterrupt, and with a mark that stays where the exception is lost.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    It may be: skorch ends a training at Ctrl-C and takes it for finished; Python ignores exceptions in destructors and in callbacks from C.
+    """
+
+    number: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.number = signal.Signals(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    def check(self) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[_Stop]:
+    """SIGTERM and Ctrl-C raise KeyboardInterrupt, unless the program has its own answer to them. One inside another is the other."""
+    outer = signal.getsignal(signal.SIGTERM)
+    if isinstance(outer, _Stop):
+        yield outer
+        return
+    stop = _Stop()
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: answer for number, answer in usual.items() if ours and signal.getsignal(number) is answer}
     try:
-        yield
+        for number in before:
+            signal.signal(number, stop)
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, answer in before.items():
+            signal.signal(number, answer)
 
 
 @contextlib.contextmanager

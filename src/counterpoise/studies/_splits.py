@@ -1,4 +1,4 @@
-"""Who is trained on what: the hold-out, the outer folds, the inner folds, and the row groups of the jackknife.
+"""Who is trained on what: the hold-out, the outer folds, the inner folds, the row groups of the jackknife, the parts of a learning curve.
 
 Folds are drawn over *blocks*, rows that must not straddle: the exact copies of a row, or a cluster. Everything is recomputed from the seed,
 so nothing about a split has to be stored but its hash.
@@ -21,10 +21,11 @@ from ._types import NO_DROP, Protocol
 if TYPE_CHECKING:
     from ._problem import Problem
 
-__all__ = ["Splits", "strata_of"]
+__all__ = ["SMALLEST_PART", "Splits", "strata_of"]
 
 IntArray = npt.NDArray[np.int64]
-JACKKNIFE_STREAM, HOLDOUT_STREAM, INNER_STREAM = "jackknife", "hold-out", "inner"
+JACKKNIFE_STREAM, HOLDOUT_STREAM, INNER_STREAM, PARTS_STREAM = "jackknife", "hold-out", "inner", "parts"
+SMALLEST_PART = 16  # a learning curve goes down to one of so many parts of the training rows
 
 
 def strata_of(y: npt.NDArray[np.generic], task: str) -> IntArray:
@@ -73,12 +74,18 @@ class Splits:
 
     def test_index(self, repeat: int, fold: int, drop: int = NO_DROP) -> IntArray:
         test = np.flatnonzero(self.folds(repeat) == fold)
-        return test if drop == NO_DROP else test[self.drop_groups[test] != drop]
+        return test if drop <= NO_DROP else test[self.drop_groups[test] != drop]
 
     def train_index(self, repeat: int, fold: int, drop: int = NO_DROP) -> IntArray:
         folds = self.folds(repeat)
         train = self._train_rows(self.rows, folds[self.rows], fold)
-        return train if drop == NO_DROP else train[self.drop_groups[train] != drop]
+        if drop >= 0:
+            return np.asarray(train[self.drop_groups[train] != drop])
+        return train if drop == NO_DROP else np.asarray(train[self._sixteenths(train, repeat, fold) < SMALLEST_PART // -drop])
+
+    def _sixteenths(self, train: IntArray, repeat: int, fold: int) -> npt.NDArray[np.int8]:
+        """Sixteen parts of the training rows, blocks whole, strata spread evenly; smaller shares lie within larger ones."""
+        return self._assign(train, SMALLEST_PART, repeat, fold, PARTS_STREAM, forward=False)
 
     def inner_folds(self, train: IntArray, repeat: int | str, fold: int) -> npt.NDArray[np.int8]:
         """(len(train),) inner fold of each training row; the same for every arm."""

@@ -23,6 +23,7 @@ from ._diagnosis import diagnose_problem
 from ._differences import Board, arm_values, metric_of, with_intersection
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner
+from ._learning_curve import LearningCurve, learning_curve
 from ._metrics import FEW_POSITIVES, LOWER_IS_BETTER, cell_metrics, decide, group_table
 from ._plan import QUESTIONS, Entry, entries_of, make_protocol
 from ._problem import Problem
@@ -35,7 +36,7 @@ from ._recommendation import (
 )
 from ._remedies import BASELINE, HALF, PLACEBO, FairPenaltyRemedy, Remedy, as_remedies
 from ._remedies import BUILT_IN as REMEDIES
-from ._splits import Splits
+from ._splits import SMALLEST_PART, Splits
 from ._store import Store, results_frame
 from ._types import NO_DROP, Plan, Protocol, Watcher, as_tuple
 from ._verdicts import (
@@ -103,7 +104,8 @@ class Study:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         weakref.finalize(self, store.close)  # the later one runs first
         self._reopen_holdout = reopen_holdout
-        self._kept_scores: dict[tuple[str, int], npt.NDArray[np.floating]] = {}
+        self._kept_scores: dict[tuple[str, int, int], npt.NDArray[np.floating]] = {}
+        self._curves: list[LearningCurve] | None = None
         self._judged: dict[Any, Verdicts] = {}
         self._recommended: Recommendation | None = None
         self._means: dict[tuple[str, str], dict[str, float]] | None = None
@@ -327,6 +329,16 @@ class Study:
             cost=self.protocol.cost,
             rope=self._rope(question),
         )
+
+    @property
+    def learning_curves(self) -> list[LearningCurve]:
+        """What more rows would bring each learner without a remedy, and the recommended arm; empty unless the study was asked for it."""
+        if self._curves is None:
+            repeats = self.repeats_done
+            entries = self._curve_entries() if repeats else []
+            found = [self._learning_curve(entry, repeats) for entry in entries]
+            self._curves = [curve for curve in found if curve is not None]
+        return self._curves
 
     @property
     def recommendation(self) -> Recommendation:
@@ -622,7 +634,7 @@ class Study:
     def _forget(self) -> None:
         """New cells may have come in: everything derived is computed again; scores of finished cells never change and are kept."""
         self._judged.clear()
-        self._recommended = self._means = None
+        self._recommended = self._means = self._curves = None
         self._board_cache.clear()
         self._info.clear()
         self._cells = self._store.cells()
@@ -654,9 +666,9 @@ class Study:
         """The arm whose fits an entry uses: its own, or the baseline's."""
         return self._entry(entry.learner.name, BASELINE.name).arm.hash if entry.remedy.shares_scores else entry.arm.hash
 
-    def _repeat_scores(self, arm_hash: str, repeat: int) -> npt.NDArray[np.floating]:
+    def _repeat_scores(self, arm_hash: str, repeat: int, drop: int = NO_DROP) -> npt.NDArray[np.floating]:
         """(n,) or (n, C) scores of one repeat on the study rows; NaN where a row was not tested or the arm not run."""
-        key = (arm_hash, repeat)
+        key = (arm_hash, repeat, drop)
         if key not in self._kept_scores:
             rows = self.splits.rows
             classes = len(self.problem.schema.classes)
@@ -665,29 +677,29 @@ class Study:
             folds = self.splits.folds(repeat)[rows]
             complete = True
             for fold in range(self.protocol.folds):
-                if (arm_hash, repeat, fold, NO_DROP) not in self._info:
+                if (arm_hash, repeat, fold, drop) not in self._info:
                     complete = False
                     continue
-                filled[folds == fold] = self._store.load_scores(arm_hash, repeat, fold)
+                filled[folds == fold] = self._store.load_scores(arm_hash, repeat, fold, drop)
             if not complete:
                 filled[:] = np.nan
                 return filled
             self._kept_scores[key] = filled
         return self._kept_scores[key]
 
-    def _threshold(self, entry: Entry, repeat: int, fold: int) -> list[float]:
-        info = self._info[self._score_hash(entry), repeat, fold, NO_DROP]
+    def _threshold(self, entry: Entry, repeat: int, fold: int, drop: int = NO_DROP) -> list[float]:
+        info = self._info[self._score_hash(entry), repeat, fold, drop]
         return list(info["extra"]["thresholds"][entry.remedy.rule] if entry.remedy.shares_scores else info["threshold"])
 
-    def _repeat_decisions(self, entry: Entry, repeat: int) -> npt.NDArray[np.int64]:
+    def _repeat_decisions(self, entry: Entry, repeat: int, drop: int = NO_DROP) -> npt.NDArray[np.int64]:
         base = self._score_hash(entry)
-        scores = self._repeat_scores(base, repeat)
+        scores = self._repeat_scores(base, repeat, drop)
         folds = self.splits.folds(repeat)[self.splits.rows]
         codes = np.zeros(len(folds), dtype=np.int64)
         for fold in range(self.protocol.folds):
-            if (base, repeat, fold, NO_DROP) in self._info:
+            if (base, repeat, fold, drop) in self._info:
                 at = folds == fold
-                codes[at] = decide(scores[at], self._threshold(entry, repeat, fold))
+                codes[at] = decide(scores[at], self._threshold(entry, repeat, fold, drop))
         return codes
 
     def _boards(self, repeats: int) -> list[Board]:
@@ -730,10 +742,12 @@ class Study:
         return self._board_cache[repeats]
 
     def _deleted(self, entries: Sequence[Entry]) -> npt.NDArray[np.floating] | None:
-        """(A, G, n) predictions with each row group deleted, once all of them are there."""
+        """(A, G, n) predictions with each row group deleted, once all of them are there; NaN for arms that were given up early."""
+        stopped = self._stopped()
+        running = [entry for entry in entries if (entry.learner.name, entry.remedy.name) not in stopped]
         needed = [
             (self._score_hash(entry), 0, fold, group)
-            for entry in entries
+            for entry in running
             for group in range(self.protocol.jackknife)
             for fold in range(self.protocol.folds)
         ]
@@ -744,11 +758,47 @@ class Study:
         position[rows] = np.arange(len(rows))
         filled = np.full((len(entries), self.protocol.jackknife, len(rows)), np.nan)
         for a, entry in enumerate(entries):
+            if entry not in running:
+                continue
             for group in range(self.protocol.jackknife):
                 for fold in range(self.protocol.folds):
                     at = position[self.splits.test_index(0, fold, group)]
                     filled[a, group, at] = self._store.load_scores(self._score_hash(entry), 0, fold, group)
         return filled
+
+    def _curve_entries(self) -> list[Entry]:
+        """Whose learning curves are worth a look: the baselines, and the recommended arm if it is fitted in another way."""
+        chosen = self._choose()
+        wanted = [(learner, BASELINE.name) for learner in self.learners] + [(chosen.learner, chosen.arm)]
+        failures = self._failures()
+        entries = [self._entry(*key) for key in dict.fromkeys(wanted) if key not in failures]
+        return [entry for entry in entries if not entry.remedy.shares_scores]
+
+    def _learning_curve(self, entry: Entry, repeats: int) -> LearningCurve | None:
+        """The curve of an arm from those parts of the training rows that were fitted in every fold; None for fewer than three sizes."""
+        done, folds = range(repeats), range(self.protocol.folds)
+        drops = [NO_DROP, *(drop for drop in range(-2, -SMALLEST_PART - 1, -1) if self._has_part(entry.arm.hash, repeats, drop))]
+        if len(drops) < 3:
+            return None
+        rows = self.splits.rows
+        board = Board(
+            learner=entry.learner.name,
+            arms=[entry.remedy.name, *(f"1 of {-drop}" for drop in drops[1:])],
+            y=self.problem.y[rows],
+            fold=np.stack([self.splits.folds(repeat)[rows] for repeat in done]),
+            score=np.stack([[self._repeat_scores(entry.arm.hash, r, drop) for r in done] for drop in drops]),
+            decision=None
+            if self.problem.task == "regression"
+            else np.stack([[self._repeat_decisions(entry, r, drop) for r in done] for drop in drops]),
+            blocks=self.problem.blocks[rows],
+            has_blocks=len(np.unique(self.problem.blocks[rows])) < len(rows),
+        )
+        sizes = [float(np.mean([len(self.splits.train_index(r, fold, drop)) for r in done for fold in folds])) for drop in drops]
+        question = self.protocol.primary
+        return learning_curve(board, sizes, question, task=self.problem.task, metric=self._metric(question), cost=self.protocol.cost)
+
+    def _has_part(self, arm: str, repeats: int, drop: int) -> bool:
+        return all((arm, repeat, fold, drop) in self._info for repeat in range(repeats) for fold in range(self.protocol.folds))
 
     def _judge(self, question: str, interval: str, rope: float | None, level: float, repeats: int) -> Verdicts:
         if repeats < 1:
@@ -773,7 +823,8 @@ class Study:
 
     def _failures(self) -> dict[tuple[str, str], str]:
         """(learner, arm) -> why it failed; what shares the fits of a failed baseline fails with it."""
-        failed = self._cells.filter(self._cells["state"] == "failed")
+        # A fit on a part of the rows may fail for want of rows, which says nothing about the arm.
+        failed = self._cells.filter((self._cells["state"] == "failed") & (self._cells["drop"] >= NO_DROP))
         reasons = {row[0]: _last_line(row[1]) for row in failed.select("arm_hash", "error").iter_rows()}
         found = {}
         for entry in self._entries:
@@ -790,7 +841,8 @@ class Study:
         found: dict[tuple[str, str], str] = {}
         for entry in self._entries:
             base = self._score_hash(entry)
-            notes = [note for key, info in self._info.items() if key[0] == base for note in info["extra"].get("notes", ())]
+            own = [info for (arm, _, _, drop), info in self._info.items() if arm == base and drop >= NO_DROP]
+            notes = [note for info in own for note in info["extra"].get("notes", ())]
             if "constant predictions" in notes:
                 found[entry.learner.name, entry.remedy.name] = "constant predictions"
             elif any("were ignored" in note for note in notes):
@@ -993,6 +1045,7 @@ def _plan_from(store: Store, entries: Sequence[Entry], options: Mapping[str, Any
         not_applicable=tuple(tuple(row) for row in options["not_applicable"]),
         shed=tuple(stored.get("shed", ())),
         seconds_per_repeat=stored.get("seconds_per_repeat"),
+        jackknife=stored.get("jackknife", options.get("jackknife", 0)),
     )
 
 

@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 __all__ = ["Arm", "CellId", "CellResult", "Plan", "Protocol", "Watcher", "digest", "installed_versions"]
 
-NO_DROP = -1  # CellId.drop of an ordinary cell; g >= 0: row group g is deleted entirely (jackknife)
+# CellId.drop of an ordinary cell. g >= 0: row group g is deleted entirely (jackknife). -k, k > 1: fitted on one of k parts of the training
+# rows (learning curve), of which an ordinary cell takes one of one.
+NO_DROP = -1
 
 
 def digest(*parts: Any) -> str:
@@ -124,6 +126,7 @@ class Plan:
     seconds_per_repeat: float | None = None
     smallest_difference: float | None = None  # detectable in 4 of 5 studies, before any fit
     jackknife: int = 0  # rounds after the repeats, each without a group of rows (regression tails)
+    parts: tuple[int, ...] = ()  # learning curve: baselines are also fitted on one of so many parts of the training rows
 
 
 class Watcher:

@@ -310,6 +310,8 @@ def verdicts(
         notes = ["identical predictions"] if identical[a] else [note] if note else []
         if (learner, arm) in (reasons or {}):
             notes.append((reasons or {})[learner, arm])
+        if question == "tails" and not notes and np.isnan(se[a]):
+            notes.append("stopped early, before the jackknife")
         word = _rule(low, high, region)
         if (learner, arm) in stopped:
             word = "harms"
@@ -384,12 +386,14 @@ def _from_cells(cells: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, 
 
 
 def _deletions(boards: Sequence[Board], question: str) -> FloatArray:
-    """(A, G) differences of the mean absolute error after each row group was deleted."""
+    """(A, G) differences of the mean absolute error after each row group was deleted; NaN for an arm without such predictions."""
     found = []
     for board in (board.tested() for board in boards):
         assert board.dropped is not None
         rows = rarest(board.y) if question == "tails" else np.ones(len(board.y), dtype=bool)
-        error = np.nanmean(np.abs(board.dropped[:, :, rows].astype(np.float64) - board.y[rows]), axis=2)
+        away = np.abs(board.dropped[:, :, rows].astype(np.float64) - board.y[rows])
+        tested = ~np.isnan(away)
+        error = np.where(tested, away, 0.0).sum(axis=2) / np.where(tested.any(axis=2), tested.sum(axis=2), np.nan)
         found.append(error[:1] - error[1:])
     return np.concatenate(found)
 

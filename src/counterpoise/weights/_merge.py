@@ -128,7 +128,8 @@ def merge(
     Raises
     ------
     InputError
-        If models do not match the base (the first differences are named), two task vectors are antiparallel, statistics are not finite,
+        If models do not match the base (the first differences are named), two task vectors are antiparallel, weights or statistics are not
+        finite (the parameter is named),
         ``out`` holds a model or other weights, or an argument is out of its range.
 
     Warns
@@ -179,9 +180,13 @@ def merge(
     kinds = dict.fromkeys(opened.parameters, one)
     kinds |= dict.fromkeys(opened.buffers, lambda name: opened.combined(name, relative))
     kinds |= dict.fromkeys(opened.fixed, lambda name: opened.base_model.read(name).clone())
+
+    def merged(name: str) -> Tensor:
+        return kinds[name](name) if name in opened.fixed else opened.checked(name, kinds[name](name))
+
     if path is not None:
-        return write(path, opened, lambda name: kinds[name](name))
-    return opened.with_aliases({name: kinds[name](name) for name in opened.dtypes})
+        return write(path, opened, merged)
+    return opened.with_aliases({name: merged(name) for name in opened.dtypes})
 
 
 # ---- rules that are linear in the task vectors ------------------------------------------------------------------------------------------

@@ -229,6 +229,19 @@ class Models:
             merged[... if rows is None else rows] = total
         return merged
 
+    def checked(self, name: str, merged: Tensor) -> Tensor:
+        """``merged``, unless weights it was made of are not finite. A buffer that is the base's in every model (a mask of -inf) stays."""
+        if bool(torch.isfinite(merged.sum(dtype=torch.promote_types(merged.dtype, torch.float32)))):
+            return merged
+        if name in self.buffers and all(
+            torch.equal(self.tuned(k, name, rows), self.base_model.read(name, rows)) for k in range(len(self)) for rows in self.pieces(name)
+        ):
+            return self.base_model.read(name).clone()
+        for model, own in zip((self.base_model, *self.models), (name, *(names[name] for names in self._names)), strict=True):
+            if not all(bool(torch.isfinite(model.read(own, rows)).all()) for rows in self.pieces(name)):
+                bad_input(model.label, f"{name} with NaN or an infinite value", "finite weights")
+        return merged
+
     def new(self, name: str) -> Tensor:
         """Room for a merged tensor."""
         whole = self.base_model.read(name, None if not self.shapes[name] else slice(0, 0))

@@ -296,7 +296,7 @@ class MergedModel:
         with torch.no_grad():
             values = self.network.state_dict(keep_vars=True)
             for name in models.buffers:
-                values[name].copy_(models.combined(name, [1 / len(models)] * len(models)))
+                values[name].copy_(models.checked(name, models.combined(name, [1 / len(models)] * len(models))))
 
     @torch.no_grad()
     def move(self, d: Tensor) -> None:
