@@ -120,7 +120,7 @@ TABLE = {
         ),
         begins="Llama 3\n133 runs in 10 budgets",
         needs="isoflop/isoflops.csv",
-        arguments=("5",),
+        arguments=("20",),
     ),
     "federated_intrusion.py": Example(
         ("macro F1   FedAvg   votes", "\nround 2 ", "39,444 bytes of weights in the open, 10,240 bytes of encrypted votes"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from counterpoise import _order_statistics
-from counterpoise._order_statistics import median, order_bounds, winsorized_mean
+from counterpoise._order_statistics import _by_sorting, median, order_bounds, winsorized_mean
 
 
 def rows(m: int, n: int = 60, seed: int = 0) -> torch.Tensor:
@@ -21,6 +21,16 @@ def test_bounds_are_those_of_the_sorted_columns(m) -> None:
     for k in range(m):
         low, high = order_bounds(x, k)
         assert torch.equal(low, expected[k]) and torch.equal(high, expected[m - 1 - k])
+
+
+@pytest.mark.parametrize("m", [1, 3, 8, 33])
+def test_a_gpu_sorts_to_the_same_numbers(m) -> None:
+    x = rows(m)
+    x[m // 2, :20], x[m // 3, 10:30] = float("nan"), float("inf")
+    for k in range(m):
+        for bound, found in zip(order_bounds(x, k), _by_sorting(x, k), strict=True):
+            torch.testing.assert_close(found, bound, rtol=0, atol=0, equal_nan=True)
+            assert found[:10].isnan().all()
 
 
 @pytest.mark.parametrize("m", [1, 2, 5, 8, 33])

@@ -61,9 +61,8 @@ def order_bounds(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     [[1.5], [4.0]]
     """
     rows = rows.detach()
-    if rows.device.type != "cpu":  # a GPU sorts many short columns in no time
-        ordered = rows.sort(dim=0).values
-        return ordered[k], ordered[len(rows) - 1 - k]
+    if rows.device.type != "cpu":
+        return _by_sorting(rows, k)
     length = 1 << k.bit_length()  # the smallest power of two above k
     whole = len(rows) // length * length
     lists = _lists(rows[:whole], length, torch.minimum, torch.maximum) if whole else rows.new_empty(0, length, rows.shape[1])
@@ -71,6 +70,13 @@ def order_bounds(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     low = _first(lists, rest, torch.minimum, torch.maximum, float("inf"))
     high = _first(lists.flip(1), rest, torch.maximum, torch.minimum, float("-inf"))
     return low[k], high[k]
+
+
+def _by_sorting(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same on a GPU, which sorts many short columns in no time. NaN, which comes last there, is the answer here, too."""
+    ordered = rows.sort(dim=0).values
+    last = ordered[-1]
+    return torch.where(last.isnan(), last, ordered[k]), torch.where(last.isnan(), last, ordered[len(rows) - 1 - k])
 
 
 def _by_parts(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

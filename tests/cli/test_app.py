@@ -20,7 +20,8 @@ from counterpoise.cli import main
 
 STUDY_OPTIONS = [
     *("target", "positive", "task", "test", "group", "cluster", "time", "weight", "cost", "text", "drop", "keep", "no-header"),
-    *("learners", "remedies", "metric", "rope", "folds", "repeats", "budget", "jobs", "engine", "seed", "merge-rare", "no-placebo"),
+    *("learners", "remedies", "metric", "rope", "folds", "repeats", "budget", "jobs", "engine", "seed", "merge-rare"),
+    *("no-placebo", "learning-curve"),
     *("accept-worse", "reopen-holdout", "out", "resume"),
 ]
 
@@ -95,6 +96,7 @@ def test_defaults(run: Callable[..., Any], fake_study: list[dict[str, Any]]) -> 
         "seed": 0,
         "merge_rare": False,
         "placebo": True,
+        "learning_curve": False,
         "accept_worse": [],
         "reopen_holdout": False,
         "out": Path("runs/digits8"),
@@ -108,7 +110,7 @@ def test_every_option_arrives(run: Callable[..., Any], fake_study: list[dict[str
         "study my-table.csv --target y --positive yes --task classification --test later.csv --group sex --group age --cluster who "
         "--time when --weight w --cost fp=1,fn=20 --text remark --drop a --drop b --keep id --no-header --learners linear,trees "
         "--remedies over,smote --metric f1 --rope decisions=0.02 --folds 3 --repeats 2 --budget 10m --jobs 4 --engine ray --seed 7 "
-        "--merge-rare --no-placebo --accept-worse probabilities --reopen-holdout --out somewhere --resume"
+        "--merge-rare --no-placebo --learning-curve --accept-worse probabilities --reopen-holdout --out somewhere --resume"
     )
     assert run(*line.split()).code == 0
     (call,) = fake_study
@@ -140,6 +142,7 @@ def test_every_option_arrives(run: Callable[..., Any], fake_study: list[dict[str
         "seed": 7,
         "merge_rare": True,
         "placebo": False,
+        "learning_curve": True,
         "accept_worse": ["probabilities"],
         "reopen_holdout": True,
         "out": Path("somewhere"),

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("flwr")
 pytest.importorskip("phe")
 
+import counterpoise.federated._mod as module
 from counterpoise._errors import InputError
 from counterpoise.federated import edgedetect_mod
 from counterpoise.federated._feedback import Residual, vote_with_feedback
@@ -58,7 +59,14 @@ def test_a_residual_belongs_to_its_training_and_its_round() -> None:
     assert found.at("a", 3) is None and found.at("b", 5) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04nonsense"])
+def archive_with(place: int) -> bytes:
+    """A residual whose archive has another byte at this place of its first entry in the directory."""
+    content = bytearray(Residual("a", 4, [torch.ones(3)], [torch.ones(3)]).to_bytes())
+    content[content.index(b"PK\x01\x02") + place] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04nonsense", *(archive_with(place) for place in (8, 10, 16))])
 def test_a_file_that_is_no_residual(content) -> None:
     with pytest.raises(InputError, match="residual: got what cannot be read"):
         Residual.from_bytes(content)
@@ -70,6 +78,14 @@ def test_a_client_whose_residual_is_broken_fails_and_names_the_file(tmp_path) ->
     assert strategy(error_feedback=True).start(grid, arrays(), num_rounds=1).train_metrics_clientapp[1]["clients"] == 4
     (reason,) = (answer.error.reason for answer in grid.arrived if answer.has_error())
     assert "residual-2.npz: got what cannot be read" in reason and stat.S_IMODE((tmp_path / "residual-1.npz").stat().st_mode) == 0o600
+
+
+def test_a_residual_stays_in_its_folder_whatever_the_client_is_called(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "client_name", lambda context: f"../../{context.node_id}")
+    grid = LocalGrid(app_of(mods=[partial(edgedetect_mod, folder=tmp_path / "own")]), 5)
+    result = strategy(error_feedback=True).start(grid, arrays(), num_rounds=2)
+    assert result.train_metrics_clientapp[2]["clients"] == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["own"] and len(list((tmp_path / "own").glob("residual-*.npz"))) == 5
 
 
 def failing_once(weights, client, server_round):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -16,6 +18,7 @@ pytest.importorskip("phe")
 import torch
 from flwr.app import ConfigRecord
 
+import counterpoise.federated._paillier as paillier
 from counterpoise._errors import CounterpoiseError, InputError, StoreError
 from counterpoise.federated import EdgeDetectStrategy, EncryptedVotes, PaillierAggregator, PaillierKeyHolder, SlotCodec, edgedetect_mod
 from counterpoise.federated._local_grid import LocalGrid
@@ -143,12 +146,11 @@ def test_a_request_to_vote_in_the_clear_is_a_change_of_key(trusted) -> None:
     assert steps(strategy().start(grid, arrays(), num_rounds=1)) == [0]
 
 
-@pytest.mark.parametrize("trusted", ["frist", "", [], ["first"], "0" * 31, [b"0" * 32]])
+@pytest.mark.parametrize("trusted", ["frist", "", [], ["first"], "0" * 31, [b"0" * 32], None])
 def test_what_is_no_fingerprint(trusted) -> None:
-    grid = LocalGrid(app(trusted_key=trusted), 5)
-    with pytest.raises(CounterpoiseError, match="5 nodes did not make one"):
-        strategy().start(grid, arrays(), num_rounds=1)
-    assert 'expected "first", "any", or fingerprints of 32 hexadecimal digits' in grid.arrived[0].error.reason
+    words = 'expected "first", "any", or fingerprints of 32 hexadecimal digits'
+    with pytest.raises(CounterpoiseError, match=f"5 nodes did not make one.* The last: node 1004: trusted_key: got .*{words}"):
+        strategy().start(LocalGrid(app(trusted_key=trusted), 5), arrays(), num_rounds=1)
 
 
 # ---- the node that holds the key --------------------------------------------------------------------------------------------------------
@@ -258,11 +260,26 @@ def test_a_key_and_its_rounds_are_kept_in_a_file(tmp_path) -> None:
     total, wanted = total_of(second, 1)
     with pytest.raises(InputError, match="server_round: got 3; expected a round after 3"):
         second.decrypt(total, 3)
-    assert torch.equal(second.decrypt(total, 4), wanted)
+    assert torch.equal(second.decrypt(total, np.int64(4)), wanted)
     with pytest.raises(InputError, match="server_round: got 4; expected a round after 4"):
         beside.decrypt(total, 4)
     own = PaillierKeyHolder(CODEC, first._private_key, file=tmp_path / "own.json", insecure=True)  # a key made elsewhere
     assert own.fingerprint == first.fingerprint == PaillierKeyHolder(CODEC, file=tmp_path / "own.json", insecure=True).fingerprint
+
+
+def test_of_two_that_ask_at_once_one_gets_the_total_of_a_round(tmp_path, monkeypatch) -> None:
+    def slowly(file):
+        found = read(file)
+        time.sleep(0.1)  # between reading the last round and writing it
+        return found
+
+    holders = [PaillierKeyHolder(CODEC, file=tmp_path / "key.json", insecure=True) for _ in range(3)]
+    total, _ = total_of(holders[0], 0)
+    read = paillier._read_key
+    monkeypatch.setattr(paillier, "_read_key", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(holder.decrypt, total, 1) for holder in holders]
+    assert [type(one.exception()) for one in asked if one.exception()] == [InputError, InputError]
 
 
 def test_a_file_with_another_key(tmp_path) -> None:

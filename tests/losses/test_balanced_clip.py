@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -324,11 +325,23 @@ def test_values_that_cannot_be_used_are_refused() -> None:
 @pytest.mark.parametrize("name", ["low", "high"])
 @pytest.mark.parametrize(
     "value",
-    [("a", 1, 2), (None, 0.9, 0.1), (1j, 1, 1), (0.6, 0.9), 0.6, "0.6", {0.6: 1, 0.9: 2, 0.1: 3}, torch.tensor(0.6), np.ones((1, 3))],
+    [
+        ("a", 1, 2),
+        (None, 0.9, 0.1),
+        (1j, 1, 1),
+        (0.6, 0.9),
+        0.6,
+        "0.6",
+        {0.6: 1, 0.9: 2, 0.1: 3},
+        torch.tensor(0.6),
+        np.ones((1, 3)),
+        torch.ones(3, 3),
+        pl.Series([0.6, 0.9, 0.1]),
+    ],
     ids=str,
 )
 def test_bounds_that_are_no_three_numbers_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=rf"^{name}: got .*; expected three numbers: start, maximum, step\.$"):
+    with pytest.raises(InputError, match=rf"(?s)^{name}: got .*; expected three numbers: start, maximum, step\.$"):
         BalancedClipLoss(**{name: value})
 
 
@@ -340,6 +353,7 @@ def test_bounds_may_be_an_array_or_a_tensor(convert: Any) -> None:
     expected, found = BalancedClipLoss(low=low, high=high).search, BalancedClipLoss(low=convert(low), high=convert(high)).search
     for name in ("low", "high"):
         assert getattr(found, name).values == pytest.approx(getattr(expected, name).values, abs=1e-7)
+    assert BalancedClipLoss(high=convert([2, 2, 0])).search.high.values == [2.0]
 
 
 def test_a_ratio_has_a_unit_and_a_share_has_none() -> None:

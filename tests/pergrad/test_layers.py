@@ -88,8 +88,10 @@ def test_groups_in_any_order(name: str) -> None:
 
 
 def test_chunks_cover_every_row_once() -> None:
+    space = space_of(nn.Linear(2, 1))
     for n, row_bytes in ((10, 1), (10, 2**22), (7, 2**21), (1, 2**30), (5, 0)):
-        rows = [i for part in chunks(n, row_bytes) for i in range(part.start, part.stop)]
+        collector = Collector(space, torch.zeros(n, dtype=torch.int64), 1)
+        rows = [i for part in chunks(collector, row_bytes) for i in range(part.start, part.stop)]
         assert rows == list(range(n))
 
 

@@ -77,6 +77,40 @@ def test_a_program_is_what_a_script_would_be(sandbox) -> None:
     assert len(numbers) == 3  # forked programs do not share their random numbers
 
 
+HONEST = {
+    "as many threads as it may have": """
+import threading, time
+def work():
+    held = [bytes(1000) for _ in range(2000)]
+    time.sleep(0.1)
+    done.append(len(held))
+done = []
+threads = [threading.Thread(target=work) for _ in range(15)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sum(done) == 30_000)
+""",
+    "a pool of processes": "from multiprocessing import get_context\nwith get_context('fork').Pool(2) as pool:\n"
+    "    print(pool.map(abs, [-1, 2]) == [1, 2])",
+    "shared memory with a name": "from multiprocessing.shared_memory import SharedMemory\narea = SharedMemory(create=True, size=10)\n"
+    "area.buf[0] = 7\nother = SharedMemory(area.name)\nprint(other.buf[0] == 7)\nother.close()\narea.close()\narea.unlink()",
+    "a child": "import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', 'print(input())'], input='x', text=True, "
+    "capture_output=True).stdout == 'x\\n')",
+    "asyncio": "import asyncio\nasync def main():\n    pipe = asyncio.subprocess.PIPE\n"
+    "    cat = await asyncio.create_subprocess_exec('cat', stdin=pipe, stdout=pipe)\n"
+    "    return await cat.communicate(b'x' * 100_000)\nprint(asyncio.run(main())[0] == b'x' * 100_000)",
+}
+
+
+@pytest.mark.parametrize("code", HONEST.values(), ids=HONEST)
+def test_what_honest_programs_need_is_there(sandbox, code) -> None:
+    with Sandbox(timeout=10) as patient:
+        result = patient.run(code)
+    assert (result.status, result.stdout) == ("ok", "True\n"), result
+
+
 def test_output_that_is_exactly_as_long_as_it_may_be(sandbox) -> None:
     assert sandbox.run(f"import sys; sys.stdout.write('x' * {1 << 20})").ok
     result = sandbox.run(f"import sys; sys.stdout.write('x' * {(1 << 20) + 1})")
@@ -464,6 +498,7 @@ def test_the_filter_refuses_what_it_lists_and_nothing_else(machine, network) -> 
     assert answers(agent._CLONE, 17) == allowed  # a fork
     assert answers(agent._CLONE, 0x10000000 | 17) == refused  # in a user namespace
     assert answers(agent._SOCKETPAIR, 1) == allowed
+    assert answers((444, 444)) == refused  # each of its rules is memory of the kernel that nobody counts
     assert (answers(agent._FCNTL, 3, 1031), answers(agent._FCNTL, 3, 1032), answers(agent._FCNTL, 1031, 1)) == (refused, allowed, allowed)
     assert (answers(agent._SETRLIMIT, 4), answers(agent._SETRLIMIT, 3)) == (refused, allowed)
     assert (answers(agent._PRLIMIT, 0, 4), answers(agent._PRLIMIT, 4, 3)) == (refused, allowed)

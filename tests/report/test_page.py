@@ -1,5 +1,6 @@
 """The page of a study: complete without scripts, self-contained, small, valid, honest in its words, and the same on every run."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -290,6 +291,32 @@ def test_labels_of_the_thresholds_keep_apart_and_inside():
         assert all(box.x1 <= fig.bbox.width for box in boxes.values())
         assert boxes["precision"].y1 <= boxes["0.5"].y0 or not boxes["precision"].overlaps(boxes["0.5"])
         assert not boxes["recall"].overlaps(boxes["0.5"]) and not boxes["balanced accuracy"].overlaps(boxes["0.5"])
+
+
+def test_names_of_learning_curves_keep_apart_and_inside():
+    from counterpoise.report import _figures, _plots
+    from counterpoise.report._view import Growth, GrowthLine
+
+    rows = np.array([200.0, 400.0, 800.0])
+    ahead = np.geomspace(200.0, 3200.0, 60)
+    names = [
+        "linear",
+        "my-very-long-learner-name, weights",
+        "HistGradientBoostingClassifier-1",
+        "HistGradientBoostingClassifier-2",
+        "trees, fair-penalty",
+    ]
+    with _plots.style():
+        lines = [
+            GrowthLine(name, rows, 9e4 - rows, ahead, 9e4 - ahead, 9e4 - 2 * ahead, 9e4 - ahead / 2, name != "linear") for name in names
+        ]
+        figure = _figures._growth(Growth("mae", tuple(lines)))
+        figure.canvas.draw()
+        boxes = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts if text.get_text() != "all rows"}
+        assert len(boxes) == 5 and all(box.x1 < figure.bbox.width for box in boxes.values())
+        levels = sorted((box.y0, box.y1) for box in boxes.values())
+        assert all(above[0] > below[1] for below, above in itertools.pairwise(levels))
+        assert "90,000" in [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
 
 
 def test_tables_of_groups_scroll_in_a_box_of_their_own(page):

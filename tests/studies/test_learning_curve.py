@@ -75,6 +75,29 @@ def test_an_error_that_rises_is_not_extrapolated() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("unit", "level", "gain"),
+    [
+        (1.0, "0.28", "+0.022 [+0.022, +0.022]"),
+        (1e6, "275,000", "+21,967 [+21,9"),
+        (1e-4, "0.00003", "+0.0000022 [+0.0000022, +0.0000022]"),
+    ],
+)
+def test_numbers_can_be_read_in_every_unit(unit: float, level: str, gain: str) -> None:
+    sentence = learning_curve(law_board(0.2 * unit, 3.0 * unit, 0.5), SIZES, "error", task="regression").sentence()
+    assert f" has mean absolute error {level} from 1,600; twice as many would bring about {gain}" in sentence
+
+
+def test_a_course_that_turns_is_not_extrapolated() -> None:
+    """The law still falls, but all rows are no better than half of them."""
+    board = law_board(0.2, 3.0, 0.5)
+    turned = Board("trees", board.arms, board.y, board.fold, board.score[[1, 0, 2, 3]])
+    curve = learning_curve(turned, SIZES, "error", task="regression")
+    assert curve.exponent > 0 and not curve.goes_on
+    assert curve.sentence().endswith("(mean absolute error 0.41, 0.35, 0.28, 0.31): there is nothing to extrapolate.")
+    assert learning_curve(board, SIZES, "error", task="regression").goes_on
+
+
 def test_equal_errors_are_no_law() -> None:
     curve = learning_curve(law_board(0.2, 0.0, 0.5), SIZES, "error", task="regression")
     assert curve.exponent == 0 and curve.limit == pytest.approx(0.2) and curve.line == pytest.approx(0.2)
@@ -114,12 +137,32 @@ def test_copies_stay_together_in_a_part() -> None:
     assert np.bincount(blocks[rows])[np.unique(blocks[rows])].tolist() == [4] * len(np.unique(blocks[rows]))
 
 
+def test_parts_are_of_whole_clusters() -> None:
+    clusters = np.repeat(np.arange(160), 5)
+    splits = Splits(binary(800, 300, clusters), replace(Protocol("binary"), split="clusters"))
+    before = set(splits.train_index(0, 0))
+    for part in (2, 4, 8):
+        rows = splits.train_index(0, 0, -part)
+        assert set(rows) < before and len(rows) == pytest.approx(640 / part, abs=10)
+        assert np.isin(clusters, clusters[rows]).sum() == len(rows)
+        before = set(rows)
+
+
 def test_parts_leave_enough_of_the_rarest_class() -> None:
     protocol = Protocol("binary", folds=5)
     assert [parts_of(binary(4000, positives), protocol) for positives in (400, 399, 100, 99, 49)] == [
         (16, 8, 4, 2), (8, 4, 2), (4, 2), (2,), (),
     ]  # fmt: skip
-    assert parts_of(SimpleNamespace(n=500, task="regression"), Protocol("regression")) == (8, 4, 2)  # type: ignore[arg-type]
+    line = binary(500, 100)
+    line.task, line.y = "regression", np.arange(500.0)
+    assert parts_of(line, Protocol("regression")) == (8, 4, 2)
+    # Rows that are locked away are none to train on.
+    assert parts_of(binary(4000, 400), replace(protocol, holdout=0.2)) == (8, 4, 2)
+    clustered = binary(4000, 400, np.repeat(np.arange(80), 50))
+    assert parts_of(clustered, replace(protocol, split="clusters")) == (4, 2)
+    half = binary(4000, 400)
+    half.fixed_test = np.arange(4000) % 2 == 0
+    assert parts_of(half, replace(protocol, fixed_test=True)) == (8, 4, 2)
 
 
 # ---- in a study -------------------------------------------------------------------------------------------------------------------------
@@ -138,6 +181,7 @@ def test_a_study_says_what_more_rows_would_bring(tmp_path: Path) -> None:
     # The curve is beside the study, not part of it: all else is as without.
     assert [v.sentence() for v in study.verdicts()] == [v.sentence() for v in plain.verdicts()]
     assert study.plan.cells == plain.plan.cells + 3 * 5
+    assert study.results["drop"].unique(maintain_order=True).to_list() == [-1, -8, -4, -2]
     page = (tmp_path / "curve" / "report.html").read_text()
     assert "What more rows would bring" in page and curve.sentence() in page
     assert Study.open(tmp_path / "curve").learning_curves[0].sentence() == curve.sentence()

@@ -420,6 +420,14 @@ def test_own_handler_of_sigterm_is_left_alone(store: Store) -> None:
     assert store.states()["done"] == 30
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores Ctrl-C, and so would these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ignoring(number: signal.Signals) -> None:
     """Code that goes on after Ctrl-C, as skorch does."""
     with contextlib.suppress(KeyboardInterrupt):
@@ -442,6 +450,7 @@ def in_a_callback_from_c(number: signal.Signals) -> None:
     callback()
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("lose", [ignoring, in_a_destructor, in_a_callback_from_c])
@@ -465,6 +474,7 @@ def test_a_signal_that_code_ignores_is_not_lost(store: Store, lose: Callable[[si
     assert store.states()["done"] == 30
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_between_the_runs_of_a_study_signals_stop_it_as_well(store: Store) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), _runner.stopping() as outer:
@@ -473,6 +483,17 @@ def test_between_the_runs_of_a_study_signals_stop_it_as_well(store: Store) -> No
         ignoring(signal.SIGTERM)
         run_cells(store, FakeWork())
     assert store.states()["done"] == 30 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_own_handler_of_sigterm_does_not_lose_ctrl_c(store: Store) -> None:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with pytest.raises(KeyboardInterrupt), _runner.stopping():
+            ignoring(signal.SIGINT)
+            run_cells(store, FakeWork())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert store.states()["done"] == 0
 
 
 def test_a_signal_without_effect_is_repeated(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

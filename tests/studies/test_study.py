@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,6 +251,27 @@ def test_an_interrupted_study_goes_on_where_it_was(after: int, study: Study, tmp
     assert started > 0 and set(half.results.filter(pl.col("state") == "done")["seconds"]) <= set(kept)  # nothing was computed again
     for question in study.questions:
         assert resumed.verdicts(question).to_frame().equals(study.verdicts(question).to_frame(), null_equal=True)
+
+
+class Deaf(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Ends its training at Ctrl-C and takes it for finished, as nets of skorch do; here it comes in the fit on all rows."""
+
+    def fit(self, X: Any, y: Any) -> Deaf:
+        if len(X) == 240:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        self.model_ = LogisticRegression().fit(X, y)
+        self.classes_ = self.model_.classes_
+        return self
+
+    def predict_proba(self, X: Any) -> Any:
+        return self.model_.predict_proba(X)
+
+
+def test_half_a_model_is_none(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        small_study(numbers(), target="y", learners={"deaf": Deaf()}, remedies=["over"], out=tmp_path)
+    assert Study.open(tmp_path).repeats_done == 1 and not (tmp_path / "model").exists()
 
 
 def test_a_study_that_has_hardly_begun_has_nothing_to_say(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Projection:
     def _dense_by_products(self, name: str, g: Tensor, rows: int) -> Tensor:
         """The same numbers: each row of the matrix is sketched by a product, and turned around by its own column."""
         column, sign = self._hash(name + "/out", rows, g.device)
-        sketched = self._product(name + "/in", g.view(len(g), rows, -1))
+        sketched = self._product(name + "/in", g.reshape(len(g), rows, -1))
         before = (torch.arange(self.r, device=g.device) - column[:, None]) % self.r
         return torch.einsum("nor,o->nr", sketched.gather(2, before.expand_as(sketched)), sign.to(g.dtype))
 

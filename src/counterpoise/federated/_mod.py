@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def _fingerprints(trusted_key: str | Collection[str]) -> str | tuple[str, ...]:
     """ "first", "any", or fingerprints, checked."""
     if isinstance(trusted_key, str) and trusted_key in ("first", "any"):
         return trusted_key
-    given = (trusted_key,) if isinstance(trusted_key, str) else tuple(trusted_key)
+    given = (trusted_key,) if isinstance(trusted_key, str) or not isinstance(trusted_key, Collection) else tuple(trusted_key)
     for one in given or ("",):
         if not isinstance(one, str) or not re.fullmatch("[0-9a-f]{32}", one):
             bad_input("trusted_key", one, '"first", "any", or fingerprints of 32 hexadecimal digits', "PaillierKeyHolder(...).fingerprint")
@@ -212,7 +213,7 @@ def _with_residual(
     update: list[Tensor], instructions: Instructions, ties: torch.Generator, context: Context, folder: Path | None
 ) -> Tensor:
     """The votes with error feedback; what they leave is kept, for this training, and what was before, in case the round is asked again."""
-    file = None if folder is None else folder / f"residual-{client_name(context)}.npz"
+    file = None if folder is None else folder / f"residual-{quote(client_name(context), safe='')}.npz"
     kept: Any = None
     if file is not None and file.exists():
         kept = file.read_bytes()

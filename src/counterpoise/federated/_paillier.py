@@ -7,10 +7,11 @@ powers those of ``gmpy2``. :math:`r^n` does not depend on the votes: computed be
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,11 @@ from counterpoise._extras import require
 from ._checkpoint import write_whole
 from ._codec import SlotCodec
 from ._powers import decrypted, random_powers
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["EncryptedVotes", "PaillierAggregator", "PaillierKeyHolder"]
 
@@ -293,16 +299,17 @@ class PaillierKeyHolder:
             bad_input("total", f"{total.clients} clients", f"at least {FEWEST}", "Of fewer, a total gives single votes away.")
         if total.clients > self.codec.max_clients:
             bad_input("total", f"{total.clients} clients", f"at most max_clients = {self.codec.max_clients}")
-        if self._file is not None:  # which another process may have used
-            self.last_round = max(self.last_round, _read_key(self._file)[1])
-        if server_round <= self.last_round:
-            bad_input(
-                "server_round", server_round, f"a round after {self.last_round}",
-                "One total of a round is decrypted: the difference of two would be single votes.",
-            )  # fmt: skip
         numbers = ciphertexts_of(total, int(self.public_key.n), self.codec, self.fingerprint, "total")
-        self.last_round = server_round
-        self._keep()  # before anything is known about the total: a process that is killed has used up its round
+        with contextlib.nullcontext() if self._file is None else _alone_in(self._file.parent):
+            if self._file is not None:  # which another process may have used
+                self.last_round = max(self.last_round, _read_key(self._file)[1])
+            if server_round <= self.last_round:
+                bad_input(
+                    "server_round", server_round, f"a round after {self.last_round}",
+                    "One total of a round is decrypted: the difference of two would be single votes.",
+                )  # fmt: skip
+            self.last_round = int(server_round)  # NumPy's integers go into no file
+            self._keep()  # before anything is known about the total: a process that is killed has used up its round
         key = int(self._private_key.p), int(self._private_key.q)
         blocks = _in_processes(decrypted, key, [numbers[share] for share in _shares(len(numbers), self.jobs)])
         counts = self._counts(blocks, total)
@@ -345,6 +352,18 @@ def _read_key(file: Path) -> tuple[Any, int]:
         return key_of(int(kept["p"], 16), int(kept["q"], 16)), int(kept["last_round"])
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise StoreError(f"{file} holds no key of a key holder ({type(error).__name__}); move it away for a new one.") from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No two processes at once, where the system can lock a folder."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network file systems cannot
+                held = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, held)
+                fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def fingerprint(n: int, codec: SlotCodec) -> str:

@@ -338,13 +338,14 @@ class EdgeDetectStrategy(Strategy):
     def _with_key(self, grid: Grid, ids: list[int], at: int) -> list[int]:
         """The nodes that train; a key holder is found first if there is none, or it has left. Those that were it before come first."""
         if self._holder not in ids:
-            self._aggregator = None
+            self._aggregator, reason = None, ""
             before = [node for node in self._holders if node in ids]
             for node in [*before, *(node for node in ids if node not in before)] if self.key_holder is None else [self.key_holder]:
                 try:
                     self._aggregator = self._ask_for_key(grid, node, at)
                 except InputError as error:
                     LOG.warning("Node %s cannot hold the key: %s", node, error)
+                    reason = str(error)
                     continue
                 self._holder = node
                 self._holders += [] if node in self._holders else [node]
@@ -352,7 +353,8 @@ class EdgeDetectStrategy(Strategy):
                 break
             if self._aggregator is None:
                 asked = f"node {self.key_holder}" if self.key_holder is not None else f"{len(ids)} nodes"
-                raise CounterpoiseError(f"No key: {asked} did not make one. Clients need edgedetect_mod and counterpoise[he].")
+                advice = "Clients need edgedetect_mod and counterpoise[he]."
+                raise CounterpoiseError(f"No key: {asked} did not make one. {advice} The last: {reason}")
         return [node for node in ids if node != self.key_holder]
 
     def _ask_for_key(self, grid: Grid, node: int, at: int) -> PaillierAggregator:

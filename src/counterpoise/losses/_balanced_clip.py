@@ -104,8 +104,8 @@ class Lattice:
     def of(cls, name: str, value: Any) -> Lattice:
         given = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor
         parts = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
-        if hasattr(value, "dtype") and value.dtype.itemsize < 8:
-            parts = [f"{part:.6g}" for part in parts if isinstance(part, float)]  # 0.6 and not 0.6000000238
+        if getattr(getattr(value, "dtype", None), "itemsize", 8) < 8:
+            parts = [f"{part:.6g}" if isinstance(part, float) else part for part in parts]  # 0.6 and not 0.6000000238
         if len(parts) != 3:
             bad_input(name, value, "three numbers: start, maximum, step")
         try:

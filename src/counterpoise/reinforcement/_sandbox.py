@@ -140,7 +140,7 @@ class Sandbox:
     A program is run as ``python -I -S`` runs a script: standard library only, no environment, stdin from a string. Nothing that it does
     outlives it, and it finds nothing in its memory of the programs before it. An agent inside the isolation forks a warm interpreter for
     each program; agents are started as ``run_many`` asks for them, and end with the sandbox, or with the process that made it, however
-    that ends. Memory that is shared without a file (``mmap.mmap(-1, ...)``) is refused.
+    that ends. Memory that is shared without a file (``mmap.mmap(-1, ...)``) is refused; ``multiprocessing`` works where it forks.
 
     Parameters
     ----------
@@ -422,7 +422,8 @@ class _Agent:
                 wrapped = _bubblewrap(network) if backend == "bubblewrap" else []
                 self._process = subprocess.Popen(
                     [*wrapped, *python, str(AGENT), json.dumps(config)],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={}, cwd="/", start_new_session=True, bufsize=0,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={"MALLOC_ARENA_MAX": "1"}, cwd="/",
+                    start_new_session=True, bufsize=0,
                 )  # fmt: skip
             except BaseException:
                 self._tidy()
@@ -522,7 +523,7 @@ def _bubblewrap(network: bool) -> list[str]:
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         command += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
-    command += ["--proc", "/proc", "--tmpfs", "/tmp", "--remount-ro", "/"]
+    command += ["--symlink", "/tmp", "/dev/shm", "--proc", "/proc", "--tmpfs", "/tmp", "--remount-ro", "/"]
     return [shutil.which("bwrap") or "bwrap", *command[1:], "--cap-add", "ALL", "--"]
 
 

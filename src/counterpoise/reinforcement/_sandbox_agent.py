@@ -48,6 +48,8 @@ SCRATCH_MB, SCRATCH_FILES = 64, 4096
 OPEN_FILES, SIGNALS_WAITING = 64, 128
 JAIL_MOST = 30.0  # seconds to make a jail
 TICK = 0.05  # seconds between two looks at the memory of all processes of a job together
+# One pool of malloc for all threads: each further one takes up to 128 MB of the address space, and 15 threads would have all of it.
+ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "TMPDIR": "/tmp", "MALLOC_ARENA_MAX": "1"}
 WARM = (
     "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq",
     "io", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "threading", "typing",
@@ -137,6 +139,7 @@ def _new_root(root: str, readonly: list[str]) -> None:
         os.makedirs(root + folder, exist_ok=True)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", f"{root}/dev/{name}")
+    os.symlink("/tmp", f"{root}/dev/shm")  # locks and pools of multiprocessing: in the scratch folder, which is bounded
     for name in ("null", "full", "random", "urandom"):  # zero: shared memory without a file
         os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
         _bind(f"/dev/{name}", f"{root}/dev/{name}")
@@ -219,7 +222,7 @@ def _program(config: dict[str, Any], job: Job, streams: tuple[int, int, int], re
         ready = 3
         os.closerange(4, 256)
         os.environ.clear()
-        os.environ.update(HOME="/tmp", LANG="C.UTF-8", PATH="/usr/bin:/bin", TMPDIR="/tmp")
+        os.environ.update(ENVIRONMENT)
         os.umask(0o077)
         _limits(config, job)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -343,7 +346,7 @@ _NUMBERS = {
     # Memory that no limit of a process counts, or that the whole machine has little of.
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190),
     "mq_open": (240, 180), "splice": (275, 76), "tee": (276, 77), "io_setup": (206, 0),
-    "inotify_init": (253, 26), "inotify_init1": (294, 26),
+    "inotify_init": (253, 26), "inotify_init1": (294, 26), "landlock_create_ruleset": (444, 444),
 }  # fmt: skip
 # Refused without a network. What is left is a pair of connected sockets, whose buffers cannot be enlarged, and which cannot hold others.
 _NETWORK = {"socket": (41, 198), "setsockopt": (54, 208), "sendmsg": (46, 211), "sendmmsg": (307, 269)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _plots
-from ._format import digits_for, interval, number, percent, shorten, signed, words
+from ._format import digits_for, distinct, interval, number, percent, shorten, signed, words
 from ._plots import BAND, BLUE, GRAY, INK, MUTED, PAPER, RED, RULE, WIDTH, row_text
 from ._view import Alarms, Calibration, DiagnosisPart, Difference, Growth, QuestionPanel, ThresholdPanel
 
@@ -297,7 +297,7 @@ def _calibration(part: Calibration) -> Figure:
 
 
 def _growth(part: Growth) -> Figure:
-    width, height, left, top, bottom = 470.0, 300.0, 76.0, 30.0, 54.0
+    width, height, left, top, bottom = 440.0, 300.0, 76.0, 30.0, 54.0
     fig = _plots.figure(WIDTH, height + top + bottom)
     ax = _plots.axes(fig, left, bottom, width, height)
     ax.spines["left"].set_visible(True)
@@ -312,7 +312,7 @@ def _growth(part: Growth) -> Figure:
         if not line.goes_on:
             ax.plot(line.rows, line.values, color=color, lw=1, ls=(0, (1, 2)), zorder=3)
             continue
-        ax.fill_between(line.line_rows, line.low, line.high, color=color, alpha=0.12, lw=0, zorder=1)
+        ax.fill_between(line.line_rows[ahead], line.low[ahead], line.high[ahead], color=color, alpha=0.12, lw=0, zorder=1)
         ax.plot(line.line_rows[seen], line.line[seen], color=color, lw=2, zorder=3)
         ax.plot(line.line_rows[ahead], line.line[ahead], color=color, lw=2, ls=(0, (4, 2)), zorder=3)
     ax.axvline(here, color=MUTED, lw=1.2, ls=(0, (3, 3)), zorder=2)
@@ -324,10 +324,13 @@ def _growth(part: Growth) -> Figure:
     ax.set_xlabel("rows a model is fitted on")
     ax.set_ylabel(words(part.metric))
     low, high = ax.get_ylim()
+    if high >= 1000:
+        ax.yaxis.set_major_formatter("{x:,.0f}")
     ends = [(float((line.line if line.goes_on else line.values)[-1]) - low) / (high - low) for line in part.lines]
-    for y, line, (color, _) in zip(_spread(ends, 0.075), part.lines, itertools.cycle(looks)):
+    names = distinct([line.label for line in part.lines], 24)
+    for y, name, (color, _) in zip(_spread(ends, 0.075), names, itertools.cycle(looks)):
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center"}
-        ax.annotate(shorten(line.label, 24), (1, y), (10, 0), **place, color=color, weight="bold")
+        ax.annotate(name, (1, y), (10, 0), **place, color=color, weight="bold")
     return fig
 
 

@@ -15,7 +15,7 @@ from counterpoise._errors import InputError, StoreError, bad_input, check_choice
 from ._diagnosis import diagnose_problem
 from ._learners import BUILT_IN as LEARNERS
 from ._learners import Learner, as_learner
-from ._learning_curve import FEWEST, FEWEST_ROWS, parts_of
+from ._learning_curve import FEWEST, FEWEST_CLUSTERS, FEWEST_ROWS, parts_of
 from ._plan import QUESTIONS, Entry, budgeted, entries_of, make_protocol
 from ._problem import Problem, build_problem
 from ._remedies import BASELINE, HALF, PLACEBO, Remedy, as_remedies
@@ -103,8 +103,8 @@ def study(
         merge_rare: join classes with fewer rows than folds.
         placebo: include the arm that should never help.
         learning_curve: also fit each learner's baseline and the recommended arm on one of 2, 4, 8 and 16 parts of the training rows, as far
-            as 20 of the rarest class (50 rows of a regression) are left, and say what more rows would bring. Costs less than one more arm
-            per learner; a finished study can be asked for it later.
+            as 20 of the rarest class (50 rows of a regression, 10 clusters) are left, and say what more rows would bring. Each curve costs
+            less than one more arm; a finished study can be asked for it later.
         accept_worse: questions on which a recommended remedy may do harm.
         reopen_holdout: look at the locked rows again for another recommendation; the report will always say so.
         out: folder of the study; None = a temporary one that goes with the returned object.
@@ -361,6 +361,9 @@ class _Runner:
             for part in self.parts:
                 for repeat in range(study.repeats_done):
                     compute(repeat, -part, curves)
+            if missing := len(curves) - len(study.learning_curves):
+                text = f"{missing} of {len(curves)} learning curves are missing: fewer than two parts of the training rows could be fitted"
+                self.watcher.note("warning", text)
 
     def _compute(self, cells: Sequence[CellId], watcher: Watcher | None = None) -> None:
         chosen = frozenset(cells)
@@ -389,6 +392,7 @@ def _parts(problem: Problem, protocol: Protocol) -> tuple[int, ...]:
     parts = parts_of(problem, protocol)
     if len(parts) < 2:
         needed = f"{FEWEST_ROWS} rows" if problem.task == "regression" else f"{FEWEST} rows of the rarest class"
+        needed += f" and {FEWEST_CLUSTERS} clusters" if protocol.split == "clusters" else ""
         raise InputError(f"learning_curve: too few rows; expected {needed} in a quarter of the training rows. Leave it out.")
     return parts
 

@@ -26,7 +26,7 @@ from counterpoise._stats import repeat_variance, row_standard_error
 
 from ._differences import Board, family_of
 from ._metrics import LOWER_IS_BETTER
-from ._splits import SMALLEST_PART
+from ._splits import SMALLEST_PART, Splits
 from ._types import Protocol
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ FloatArray = npt.NDArray[np.float64]
 
 FEWEST = 20  # rows of the rarest class in a part: with fewer, thresholds are set in another way, and that is another curve
 FEWEST_ROWS = 50  # of a regression
+FEWEST_CLUSTERS = 10
 TIMES = (2, 4)  # how many times the rows the gain is told for
 EXPONENTS, GRID = (0.01, 0.99), 99
 DRAWS = 500
@@ -82,17 +83,28 @@ class LearningCurve:
     low: FloatArray
     high: FloatArray
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is anything to extrapolate: the law falls, and all rows are better than half of them."""
+        falls = self.metric in LOWER_IS_BETTER
+        return self.exponent > 0 and bool(self.values[-1] < self.values[-2] if falls else self.values[-1] > self.values[-2])
+
     def sentence(self) -> str:
         """What more rows would bring, in words."""
+        from counterpoise.report._format import digits_for
+
         from ._verdicts import METRIC_WORDS, number
 
         metric = METRIC_WORDS.get(self.metric, self.metric)
         who = f"More rows: {self.learner} {'without a remedy' if self.arm == 'nothing' else f'with {self.arm}'}"
-        if not self.exponent:
+        if not self.goes_on:
             course = ", ".join(map(number, self.values))
             span = f"from {self.rows[0]:,.0f} to {self.rows[-1]:,.0f} rows"
             return f"{who} does not get better {span} ({metric} {course}): there is nothing to extrapolate."
-        twice, more = ((f"{0.0 + gain.estimate:+.3f} [{0.0 + gain.low:+.3f}, {0.0 + gain.high:+.3f}]") for gain in self.gains)
+        digits = digits_for(self.gains[0].high)
+        twice, more = (
+            f"{0.0 + gain.estimate:+,.{digits}f} [{0.0 + gain.low:+,.{digits}f}, {0.0 + gain.high:+,.{digits}f}]" for gain in self.gains
+        )
         return (
             f"{who} has {metric} {number(self.values[-1])} from {self.rows[-1]:,.0f}; twice as many would bring about {twice}, four times "
             f"{more}, if its curve goes on as from {self.rows[0]:,.0f} rows to here."
@@ -101,8 +113,12 @@ class LearningCurve:
 
 def parts_of(problem: Problem, protocol: Protocol) -> tuple[int, ...]:
     """In how many parts the training rows can be cut so that one of them is still fitted in the same way; the largest number first."""
-    share = (1 - protocol.holdout) * (1 - 1 / protocol.folds)
-    largest = share * (problem.n / FEWEST_ROWS if problem.task == "regression" else problem.counts.min() / FEWEST)
+    rows = Splits(problem, protocol).rows  # without the hold-out, be it a file of its own
+    y = problem.y[rows]
+    most = len(y) / FEWEST_ROWS if problem.task == "regression" else np.bincount(y, minlength=len(problem.counts)).min() / FEWEST
+    if protocol.split == "clusters":
+        most = min(most, len(np.unique(problem.blocks[rows])) / FEWEST_CLUSTERS)
+    largest = most * (1 - 1 / protocol.folds)
     parts = [SMALLEST_PART >> k for k in range(SMALLEST_PART.bit_length() - 1)]
     return tuple(part for part in parts if part <= largest)
 

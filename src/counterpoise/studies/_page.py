@@ -327,7 +327,7 @@ def _growth(study: Study) -> view.Growth | None:
         view.GrowthLine(
             label=curve.learner if curve.arm == BASELINE.name else f"{curve.learner}, {curve.arm}",
             **{name: getattr(curve, name) for name in ("rows", "values", "line_rows", "line", "low", "high")},
-            goes_on=curve.exponent > 0,
+            goes_on=curve.goes_on,
             sentence=curve.sentence(),
         )
         for curve in curves

@@ -33,7 +33,7 @@ from counterpoise._errors import CounterpoiseError, InputError, StoreError, bad_
 from counterpoise._extras import require
 
 from ._store import Select, Store, this_owner
-from ._types import CellId, CellResult, Watcher
+from ._types import NO_DROP, CellId, CellResult, Watcher
 
 __all__ = ["run_cells", "stopping"]
 
@@ -169,7 +169,8 @@ class _Run:
             finished = self.store.fail(cell, self.owner, outcome.text, final=outcome.final)
             if finished:
                 reason = outcome.text.strip().rpartition("\n")[2]
-                self.watcher.note("warning", f"{arm.name if arm else cell.arm} failed in repeat {cell.repeat}, fold {cell.fold}: {reason}")
+                where = f"repeat {cell.repeat}, fold {cell.fold}" + (f", 1 of {-cell.drop} parts" if cell.drop < NO_DROP else "")
+                self.watcher.note("warning", f"{arm.name if arm else cell.arm} failed in {where}: {reason}")
         else:
             finished = self.store.finish(cell, self.owner, outcome)
         if time.monotonic() - self.counted_at > 1:
@@ -327,14 +328,15 @@ class _Stop:
 @contextlib.contextmanager
 def stopping() -> Iterator[_Stop]:
     """SIGTERM and Ctrl-C raise KeyboardInterrupt, unless the program has its own answer to them. One inside another is the other."""
-    outer = signal.getsignal(signal.SIGTERM)
-    if isinstance(outer, _Stop):
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    now = {number: signal.getsignal(number) for number in usual}
+    outer = next((answer for answer in now.values() if isinstance(answer, _Stop)), None)
+    if outer is not None:
         yield outer
         return
     stop = _Stop()
-    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     ours = threading.current_thread() is threading.main_thread()
-    before = {number: answer for number, answer in usual.items() if ours and signal.getsignal(number) is answer}
+    before = {number: answer for number, answer in usual.items() if ours and now[number] is answer}
     try:
         for number in before:
             signal.signal(number, stop)

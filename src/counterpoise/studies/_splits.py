@@ -81,11 +81,9 @@ class Splits:
         train = self._train_rows(self.rows, folds[self.rows], fold)
         if drop >= 0:
             return np.asarray(train[self.drop_groups[train] != drop])
-        return train if drop == NO_DROP else np.asarray(train[self._sixteenths(train, repeat, fold) < SMALLEST_PART // -drop])
-
-    def _sixteenths(self, train: IntArray, repeat: int, fold: int) -> npt.NDArray[np.int8]:
-        """Sixteen parts of the training rows, blocks whole, strata spread evenly; smaller shares lie within larger ones."""
-        return self._assign(train, SMALLEST_PART, repeat, fold, PARTS_STREAM, forward=False)
+        for halving in range((-drop).bit_length() - 1):  # blocks whole, strata spread evenly; smaller parts lie within larger ones
+            train = train[self._assign(train, 2, repeat, fold, PARTS_STREAM, halving, forward=False) == 0]
+        return train
 
     def inner_folds(self, train: IntArray, repeat: int | str, fold: int) -> npt.NDArray[np.int8]:
         """(len(train),) inner fold of each training row; the same for every arm."""

@@ -432,7 +432,7 @@ class Store:
         names = ", ".join(f'"{name}"' for name in columns)
         with self._reading() as db:
             rows = db.execute(
-                f'SELECT {names} FROM (SELECT * FROM cell JOIN arm USING (arm_hash)) ORDER BY "drop", repeat, fold, position'
+                f'SELECT {names} FROM (SELECT * FROM cell JOIN arm USING (arm_hash)) ORDER BY "drop" < -1, "drop", repeat, fold, position'
             ).fetchall()
         return pl.DataFrame(rows, schema=columns, orient="row")
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from counterpoise._errors import CounterpoiseError, InputError, StoreError, bad_input, check_choice, listing
 
-from ._cell import make_scores, train
+from ._cell import Trained, make_scores, train
 from ._diagnosis import diagnose_problem
 from ._differences import Board, arm_values, metric_of, with_intersection
 from ._learners import BUILT_IN as LEARNERS
@@ -36,6 +36,7 @@ from ._recommendation import (
 )
 from ._remedies import BASELINE, HALF, PLACEBO, FairPenaltyRemedy, Remedy, as_remedies
 from ._remedies import BUILT_IN as REMEDIES
+from ._runner import stopping
 from ._splits import SMALLEST_PART, Splits
 from ._store import Store, results_frame
 from ._types import NO_DROP, Plan, Protocol, Watcher, as_tuple
@@ -253,7 +254,8 @@ class Study:
     def results(self) -> pl.DataFrame:
         """One row per cell, in the order of work: arm, repeat, fold, state, metrics, threshold, parameters, fits, steps, seconds.
 
-        Arms that only set a threshold on the baseline's scores have rows of their own, with the fits they share.
+        ``drop`` is -1 but for fits without group ``drop`` of the rows (>= 0, jackknife) and on one of ``-drop`` parts (< -1, learning
+        curves). Arms that only set a threshold on the baseline's scores have rows of their own, with the fits they share.
         """
         import polars as pl
 
@@ -776,7 +778,7 @@ class Study:
 
     def _learning_curve(self, entry: Entry, repeats: int) -> LearningCurve | None:
         """The curve of an arm from those parts of the training rows that were fitted in every fold; None for fewer than three sizes."""
-        done, folds = range(repeats), range(self.protocol.folds)
+        done = range(repeats)
         drops = [NO_DROP, *(drop for drop in range(-2, -SMALLEST_PART - 1, -1) if self._has_part(entry.arm.hash, repeats, drop))]
         if len(drops) < 3:
             return None
@@ -793,7 +795,7 @@ class Study:
             blocks=self.problem.blocks[rows],
             has_blocks=len(np.unique(self.problem.blocks[rows])) < len(rows),
         )
-        sizes = [float(np.mean([len(self.splits.train_index(r, fold, drop)) for r in done for fold in folds])) for drop in drops]
+        sizes = [float(np.mean([len(self.splits.train_index(0, fold, drop)) for fold in range(self.protocol.folds)])) for drop in drops]
         question = self.protocol.primary
         return learning_curve(board, sizes, question, task=self.problem.task, metric=self._metric(question), cost=self.protocol.cost)
 
@@ -941,7 +943,7 @@ class Study:
         parts = []
         for arm in dict.fromkeys((BASELINE.name, chosen.arm)):
             entry = self._entry(chosen.learner, arm)
-            trained = train(self.problem, self.protocol, self.splits, entry.learner, _fitting(entry), self.splits.rows, HOLDOUT_FIT, 0)
+            trained = self._train(self.problem, self.splits, entry, self.splits.rows, HOLDOUT_FIT)
             scores = make_scores(trained.model.estimator, trained.model.preprocess.transform(self.problem.X[held], text), self.problem.task)
             threshold = trained.thresholds.get(entry.remedy.rule, [])
             parts.append((scores, None if self.problem.task == "regression" else decide(scores, threshold)))
@@ -962,12 +964,18 @@ class Study:
 
         self._store.set("holdout", {"for": name, "verdict": asdict(verdict)})
 
+    def _train(self, problem: Problem, splits: Splits, entry: Entry, rows: npt.NDArray[np.int64], stream: str) -> Trained:
+        with stopping() as stop:
+            trained = train(problem, self.protocol, splits, entry.learner, _fitting(entry), rows, stream, 0)
+            stop.check()  # what was interrupted and went on is no model
+        return trained
+
     def _fit(self, problem: Problem, splits: Splits, chosen: Recommendation) -> FittedModel:
         from ._saving import FittedModel
 
         entry = self._entry(chosen.learner, chosen.arm)
         rows = np.arange(problem.n) if problem.fixed_test is None else np.flatnonzero(~problem.fixed_test)
-        trained = train(problem, self.protocol, splits, entry.learner, _fitting(entry), rows, FINAL_FIT, 0)
+        trained = self._train(problem, splits, entry, rows, FINAL_FIT)
         return FittedModel(
             schema=problem.schema,
             task=problem.task,
