@@ -420,14 +420,6 @@ def test_own_handler_of_sigterm_is_left_alone(store: Store) -> None:
     assert store.states()["done"] == 30
 
 
-@pytest.fixture
-def usual_signals() -> Iterator[None]:
-    """As in a terminal: what a shell starts in the background ignores Ctrl-C, and so would these tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def ignoring(number: signal.Signals) -> None:
     """Code that goes on after Ctrl-C, as skorch does."""
     with contextlib.suppress(KeyboardInterrupt):
@@ -450,7 +442,6 @@ def in_a_callback_from_c(number: signal.Signals) -> None:
     callback()
 
 
-@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("lose", [ignoring, in_a_destructor, in_a_callback_from_c])
@@ -474,7 +465,6 @@ def test_a_signal_that_code_ignores_is_not_lost(store: Store, lose: Callable[[si
     assert store.states()["done"] == 30
 
 
-@pytest.mark.usefixtures("usual_signals")
 def test_between_the_runs_of_a_study_signals_stop_it_as_well(store: Store) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), _runner.stopping() as outer:

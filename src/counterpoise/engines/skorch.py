@@ -71,7 +71,7 @@ class DiagnosisCallback(Diagnoser, Callback):  # type: ignore[misc]  # skorch ha
     >>> y = (X[:, 0] > 0.8).astype(np.int64)
     >>> diagnosis = DiagnosisCallback(every=10, batch=128)
     >>> net = NeuralNetClassifier(
-    ...     torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss, max_epochs=10, callbacks=[diagnosis], verbose=0
+    ...     torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss, max_epochs=10, callbacks=[diagnosis], callbacks__print_log=None
     ... )
     >>> _ = net.fit(X, y)
     >>> [found.step for found in diagnosis.diagnoses]

@@ -196,41 +196,48 @@ class ClipSearch:
         Bin i of a sign holds the ratios in (edge i - 1, edge i] of its bound's lattice, bin 0 all below; what is above the last edge may
         lie in any further bin. ``mask`` is bool. NaN at a token that counts makes a sum NaN.
         """
-        tensors = [x.reshape(-1) for x in (logp, old_logp, advantages, mask)]
+        tensors = [single(x).reshape(-1) for x in (logp, old_logp, advantages)]
+        dtype, device = torch.promote_types(tensors[0].dtype, tensors[1].dtype), logp.device
         # On a CPU a part at a time, whose intermediate results stay in the cache: twice as fast. And since most tokens share a few bins and
         # adding to one number over and over must wait, several histograms side by side: one token to each in turn.
         tokens, bins = max(logp.numel(), 1), 2 * (self.last_bin + 1) + 1
-        size, lanes = (min(CHUNK, tokens), LANES) if logp.device.type == "cpu" else (tokens, DEVICE_LANES)
-        sums = torch.zeros(2, lanes * bins, dtype=torch.float64, device=logp.device)
-        lane = torch.arange(lanes, device=logp.device).mul_(bins).repeat(size // lanes + 1)
-        for part in zip(*(torch.split(x, size) for x in tensors), strict=True):
-            self._add(sums, lane, *part)
-        return sums.view(2, lanes, bins).sum(dim=1)[:, 1:].reshape(2, 2, -1)  # less padding
+        size, lanes = (min(CHUNK, tokens), LANES) if device.type == "cpu" else (tokens, DEVICE_LANES)
+        sums = torch.zeros(2, lanes * bins, dtype=torch.float64, device=device)
+        lane = torch.arange(lanes, dtype=dtype, device=device).mul_(bins).repeat(size // lanes + 1)
+        buffers = [torch.empty(size, dtype=of, device=device) for of in (*4 * [dtype], *2 * [torch.float64], torch.int32, torch.int64)]
+        for part in zip(*(torch.split(x, size) for x in (*tensors, mask.reshape(-1))), strict=True):
+            self._add(sums, lane, buffers, *part)
+        found = sums.view(2, lanes, bins).sum(dim=1)[:, 1:].reshape(2, 2, -1)  # less padding
+        found[:, 0] *= -1  # of negative advantages
+        return found
 
-    def _add(self, sums: Tensor, lane: Tensor, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> None:
-        # On a CPU, operations on tensors of two types or on bool take several times as long as a conversion beforehand, and a new tensor
-        # takes as long as the operation: hence those in place, none of which touches an argument.
-        old, a = single(old_logp), single(advantages)
-        ratio = (single(logp) - old).clamp_(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp_()
-        amount = a.abs()
+    def _add(self, sums: Tensor, lane: Tensor, buffers: list[Tensor], logp: Tensor, old_logp: Tensor, a: Tensor, mask: Tensor) -> None:
+        # On a CPU a new tensor takes as long as what is computed into it, and operations on tensors of two types, or on bool, several times
+        # as long as a conversion beforehand: hence the buffers.
+        ratio, positive, place, kept, amount, moment, short, index = (buffer[: len(a)] for buffer in buffers)
+        torch.sub(logp, old_logp, out=ratio).clamp_(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp_()
+        torch.gt(a, 0, out=positive)
+        amount.copy_(a)
         if self.statistic == "gradient" and self.dual_clip is not None:
             amount.masked_fill_((a < 0) & (ratio > self.dual_clip), 0.0)
-        amount = amount.double()
         if self.weight == "rollout_prob":  # in double precision: the probability of a whole sequence is soon 0 in float32
-            amount *= old.double().exp()
+            amount.mul_(moment.copy_(old_logp).exp_())
+        moment.copy_(ratio).mul_(amount)
         # The bin is computed, not searched for, which is several times as fast: both lattices are even. Bins count from 1; 0 is for
         # padding, which may hold anything.
         low, high, last = self.low, self.high, self.last_bin + 1
-        positive = a.to(ratio.dtype).sign().clamp_(min=0)
-        place = (positive * (1 / high.step - 1 / low.step)).add_(1 / low.step).mul_(ratio)
+        if low.step == high.step:
+            torch.mul(ratio, 1 / low.step, out=place)
+        else:
+            torch.mul(positive, 1 / high.step - 1 / low.step, out=place).add_(1 / low.step).mul_(ratio)
         place.add_(positive, alpha=low.start / low.step - high.start / high.step).sub_(low.start / low.step - 1).ceil_()
         for sign, bound in ((0, low), (1, high)):
             if bound.is_cut:  # its last step is shorter than the others
                 place.masked_fill_((positive == sign) & (ratio > bound.maximum), last)
-        place.clamp_(1, last).add_(positive, alpha=last).nan_to_num_(1.0).mul_(mask.view(torch.uint8).to(place.dtype))
-        index = place.int().long().add_(lane[: len(place)])
+        place.clamp_(1, last).add_(positive, alpha=last).nan_to_num_(1.0).mul_(kept.copy_(mask.view(torch.uint8))).add_(lane[: len(a)])
+        index.copy_(short.copy_(place))
         sums[0].scatter_add_(0, index, amount)
-        sums[1].scatter_add_(0, index, amount.mul_(ratio.double()))
+        sums[1].scatter_add_(0, index, moment)
 
     @torch.no_grad()
     def decide(self, sums: Tensor) -> Tensor:
@@ -308,7 +315,8 @@ def _sums(search: ClipSearch, logp: Tensor, old_logp: Tensor, advantages: Tensor
     """The tally of all processes. What cannot be used is refused by all of them together: none is left waiting for the others."""
     sums = search.tally(logp, old_logp, advantages, keep)
     strange = keep.new_zeros((), dtype=torch.int64) if mask.dtype == torch.bool else torch.count_nonzero(keep & (mask != 1))
-    flat = all_reduce_sum(torch.cat([sums.reshape(-1), torch.count_nonzero(keep).double()[None], strange.double()[None]]))
+    some = keep.view(torch.uint8).max() if keep.numel() else strange.new_zeros(())  # faster than any() on a CPU
+    flat = all_reduce_sum(torch.cat([sums.reshape(-1), some.double()[None], strange.double()[None]]))
     sums = flat[:-2].view_as(sums)
     if not torch.compiler.is_compiling():
         # P and Q are at most the sum of all.
