@@ -87,12 +87,13 @@ def main() -> int:
     print("| table, learner | rows | metric | twice: told | true | four times: told | true |\n|---|---|---|---|---|---|---|")
     for row in rows:
         for learner, found in row["curves"].items():
-            cells = []
+            cells, digits = [], 0 if found["level"] > 100 else 4
             for times, (told, low, high), true in zip(TIMES, found["told"], found["true"], strict=True):
                 held[times].append(low <= true <= high)
-                cells.append(f"{told:+.4f} [{low:+.4f}, {high:+.4f}] | {true:+.4f}{'' if held[times][-1] else ' *'}")
+                numbers = (f"{number:+,.{digits}f}" for number in (told, low, high, true))
+                cells.append("{} [{}, {}] | {}".format(*numbers) + ("" if held[times][-1] else " *"))
             where = f"{row['task']['name']} {row['task']['seed']}, {learner}"
-            print(f"| {where} | {found['rows']:,.0f} | {found['metric']} {found['level']:.3f} | {' | '.join(cells)} |")
+            print(f"| {where} | {found['rows']:,.0f} | {found['metric']} {found['level']:,.{max(digits - 1, 0)}f} | {' | '.join(cells)} |")
     shares = {times: float(np.mean(inside)) for times, inside in held.items()}
     print(f"\nlimits that hold the truth: twice {shares[2]:.0%} of {len(held[2])} (bar {COVERED:.0%}), four times {shares[4]:.0%}")
     return said([] if shares[2] >= COVERED else [f"twice the rows: {shares[2]:.0%} of the limits hold the truth < {COVERED:.0%}"])
