@@ -70,8 +70,8 @@ def test_an_error_that_rises_is_not_extrapolated() -> None:
     curve = learning_curve(upside_down, SIZES, "error", task="regression")
     assert curve.exponent == 0 and [gain.estimate for gain in curve.gains] == [0, 0]
     assert curve.sentence() == (
-        "More rows: trees without a remedy does not get better from 200 to 1,600 rows "
-        "(mean absolute error 0.28, 0.31, 0.35, 0.41): there is nothing to extrapolate."
+        "More rows: trees without a remedy is no better from 1,600 than from fewer, down to 200 "
+        "(mean absolute error 0.28, 0.31, 0.35, 0.41, the fewest first): there is nothing to extrapolate."
     )
 
 
@@ -94,7 +94,7 @@ def test_a_course_that_turns_is_not_extrapolated() -> None:
     turned = Board("trees", board.arms, board.y, board.fold, board.score[[1, 0, 2, 3]])
     curve = learning_curve(turned, SIZES, "error", task="regression")
     assert curve.exponent > 0 and not curve.goes_on
-    assert curve.sentence().endswith("(mean absolute error 0.41, 0.35, 0.27, 0.31): there is nothing to extrapolate.")
+    assert curve.sentence().endswith("(mean absolute error 0.41, 0.35, 0.27, 0.31, the fewest first): there is nothing to extrapolate.")
     assert learning_curve(board, SIZES, "error", task="regression").goes_on
 
 

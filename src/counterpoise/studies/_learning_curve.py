@@ -99,8 +99,8 @@ class LearningCurve:
         who = f"More rows: {self.learner} {'without a remedy' if self.arm == 'nothing' else f'with {self.arm}'}"
         if not self.goes_on:
             course = ", ".join(map(number, self.values))
-            span = f"from {self.rows[0]:,.0f} to {self.rows[-1]:,.0f} rows"
-            return f"{who} does not get better {span} ({metric} {course}): there is nothing to extrapolate."
+            span = f"from {self.rows[-1]:,.0f} than from fewer, down to {self.rows[0]:,.0f}"
+            return f"{who} is no better {span} ({metric} {course}, the fewest first): there is nothing to extrapolate."
         digits = digits_for(self.gains[0].high)
         twice, more = (
             f"{0.0 + gain.estimate:+,.{digits}f} [{0.0 + gain.low:+,.{digits}f}, {0.0 + gain.high:+,.{digits}f}]" for gain in self.gains
