@@ -1,7 +1,7 @@
 r"""What more rows would bring: the course of an arm's error over the rows it is fitted on.
 
 An arm is fitted on one of 16, 8, 4 and 2 parts of the training rows as well, smaller parts within larger ones, and always tested on the
-same rows. The law of learning curves is fitted to its errors,
+same rows. The law of learning curves (arXiv:1712.00409) is fitted to its errors,
 
 .. math::
     e(n) = E + B n^{-\beta},
